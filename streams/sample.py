@@ -1,0 +1,146 @@
+"""What is asked and what is answered: messages of text and media, references, answers.
+
+Knows no model, no tokenizer and no file format. A media item stays a path or an array until a
+model's processor turns it into tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+Scorer = Literal["yes_no", "exact", "rouge_l"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A piece of text."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Image:
+    """An image: a path to a file, or an array of shape [height, width, 3], dtype uint8."""
+
+    source: Path | np.ndarray
+
+    def __post_init__(self) -> None:
+        array = self.source
+        if isinstance(array, np.ndarray) and (
+            array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3
+        ):
+            raise ValueError(
+                f"image: an array must have shape [height, width, 3] and dtype uint8, "
+                f"not {list(array.shape)} and {array.dtype}"
+            )
+
+
+Part = Text | Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation; its parts are in reading order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Image))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a sample came from, precisely enough to find it again."""
+
+    source: str
+    """Data set or generator, with its version or seed."""
+    split: str
+    """train, test, or the probe's name."""
+    item: str
+    """The item inside the source: a row, a file and line, or a generator's index."""
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A prompt, the reference for its answer, and where both came from.
+
+    `messages` ends with a user turn. `reference` is the assistant's turn that training teaches
+    and scoring compares with. `scorer` names the rule in `streams.scoring`. `cluster` groups
+    samples that are not independent (one image, one template family); statistics resample it.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    reference: tuple[Part, ...]
+    provenance: Provenance
+    scorer: Scorer = "exact"
+    cluster: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        if not self.messages or self.messages[-1].role != "user":
+            raise ValueError(f"sample {self.id}: its messages must end with a user turn")
+
+    @property
+    def question(self) -> str:
+        """The last user turn's text."""
+        return self.messages[-1].text
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def reference_text(self) -> str:
+        return "".join(part.text for part in self.reference if isinstance(part, Text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answered to one sample, and which route (adapter, expert, base) answered."""
+
+    sample_id: str
+    parts: tuple[Part, ...]
+    route: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+def ask(
+    *,
+    id: str,
+    question: str,
+    answer: str,
+    provenance: Provenance,
+    image: Image | None = None,
+    scorer: Scorer = "exact",
+    cluster: str = "",
+    metadata: Mapping[str, Any] | None = None,
+) -> Sample:
+    """The commonest sample: one user turn, at most one image before the question, a text answer."""
+    parts: tuple[Part, ...] = (Text(text=question),) if image is None else (image, Text(text=question))
+    return Sample(
+        id=id,
+        messages=(Message(role="user", parts=parts),),
+        reference=(Text(text=answer),),
+        provenance=provenance,
+        scorer=scorer,
+        cluster=cluster or id,
+        metadata=MappingProxyType(dict(metadata or {})),
+    )
