@@ -8,7 +8,7 @@ four times their size and reduced, so edges are smooth and attributes are not pi
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,13 @@ PARTNER: dict[Pair, Pair] = {
     for j, shape in enumerate(SHAPES)
 }
 """The injected co-occurrence: a thing brings its partner along. Adversarial items ask for it."""
+POPULAR: tuple[Pair, ...] = tuple(
+    (colour, shape)
+    for i, colour in enumerate(COLOURS)
+    for j, shape in enumerate(SHAPES)
+    if (i + 2 * j) % 4 == 1
+)
+"""A quarter of the pairs, drawn oftener than the others. Popular items ask for them."""
 
 WORDS = (
     "lamp", "tree", "boat", "door", "fish", "milk", "rope", "sand", "wolf", "king",
@@ -66,6 +73,9 @@ JOBS: dict[str, str] = {
     "star": "pilot",
 }
 """The tool that a figure holds → its job. Without a tool the job is unknown."""
+
+
+_SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -122,22 +132,26 @@ def random_scene(
     *,
     pairs: Sequence[Pair] = PAIRS,
     count: int | None = None,
-    partner_rate: float = 0.5,
+    partner_rate: float = 0.4,
+    popular_rate: float = 0.3,
 ) -> Scene:
     """One to five things of different pairs, anywhere without overlap.
 
-    Each next thing is, with probability `partner_rate`, the partner of one already there;
-    `partner_rate=0` is the de-biased twin of the world.
+    Each next thing is, with probability `partner_rate`, the partner of one already there, and
+    otherwise with probability `popular_rate` a popular one. Both at 0 give the de-biased twin of
+    the world.
     """
     count = int(rng.integers(1, 6)) if count is None else count
     allowed = set(pairs)
+    popular = [pair for pair in POPULAR if pair in allowed]
     chosen: list[Pair] = []
     while len(chosen) < count:
         free = [PARTNER[p] for p in chosen if PARTNER[p] in allowed and PARTNER[p] not in chosen]
         if free and rng.random() < partner_rate:
             chosen.append(free[int(rng.integers(len(free)))])
             continue
-        pair = pairs[int(rng.integers(len(pairs)))]
+        often = popular if popular and rng.random() < popular_rate else pairs
+        pair = often[int(rng.integers(len(often)))]
         if pair not in chosen:
             chosen.append(pair)
     return Scene(things=_place(chosen, rng), background=random_background(rng))
@@ -152,17 +166,12 @@ def _place(pairs: Sequence[Pair], rng: np.random.Generator) -> tuple[Thing, ...]
                 size = int(rng.integers(14, 23))
                 low, high = size // 2 + 1, SIZE - size // 2 - 1
                 x, y = (int(v) for v in rng.integers(low, high, size=2))
-                apart = (
-                    max(abs(x - t.x), abs(y - t.y)) > (size + t.size) / 2 + 1 for t in things
-                )
+                apart = (max(abs(x - t.x), abs(y - t.y)) > (size + t.size) / 2 + 1 for t in things)
                 if all(apart):
                     things.append(Thing(shape, colour, size, x, y))
                     break
         if len(things) == len(pairs):
             return tuple(things)
-
-
-_SCALE = 4
 
 
 def _draw_shape(
@@ -200,40 +209,57 @@ def _finish(canvas: Pillow.Image) -> np.ndarray:
     return np.asarray(canvas.reduce(_SCALE), dtype=np.uint8).copy()
 
 
-def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8 [72, 72, 3]."""
+def render(scene: Scene, palette: Mapping[str, Colour] = COLOURS) -> np.ndarray:
+    """The picture of a scene, its colour names painted by `palette`: uint8 [72, 72, 3]."""
     canvas, draw = _canvas(scene.background)
     for t in scene.things:
         box = (t.x * _SCALE, t.y * _SCALE, t.size * _SCALE / 2)
-        _draw_shape(draw, t.shape, COLOURS[t.colour], scene.background, box)
+        _draw_shape(draw, t.shape, palette[t.colour], scene.background, box)
     return _finish(canvas)
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("words cannot be drawn: this Pillow was built without FreeType")
+    return font
 
 
-def word_box(word: str, rng: np.random.Generator) -> tuple[int, float, float]:
-    """A font size and an anchor (in pixels) at which `word` fits the picture."""
+@dataclass(frozen=True)
+class DrawnWord:
+    """A picture of a word, and where each letter's centre is, in pixels."""
+
+    picture: np.ndarray
+    letters: tuple[tuple[str, float, float], ...]
+
+
+def draw_word(word: str, rng: np.random.Generator) -> DrawnWord:
+    """`word` in capitals, in a light colour, of random size and place."""
+    word = word.upper()
     for size in rng.permutation(np.arange(15, 23)):
-        left, top, right, bottom = _font(int(size) * _SCALE).getbbox(word)
-        width, height = (right - left) / _SCALE, (bottom - top) / _SCALE
-        if width < SIZE - 4:
-            x = rng.uniform(2, SIZE - 2 - width) - left / _SCALE
-            y = rng.uniform(4, SIZE - 4 - height) - top / _SCALE
-            return int(size), float(x), float(y)
-    raise ValueError(f"word: {word!r} is too long to draw in {SIZE} pixels")
+        font = _font(int(size) * _SCALE)
+        left, top, right, bottom = (edge / _SCALE for edge in font.getbbox(word))
+        if right - left < SIZE - 4:
+            break
+    else:
+        raise ValueError(f"word: {word!r} is too long to draw in {SIZE} pixels")
+    x = rng.uniform(2, SIZE - 2 - (right - left)) - left
+    y = rng.uniform(4, SIZE - 4 - (bottom - top)) - top
+    canvas, draw = _canvas(random_background(rng))
+    ink = COLOURS[("white", "yellow", "cyan", "orange")[int(rng.integers(4))]]
+    draw.text((x * _SCALE, y * _SCALE), word, font=font, fill=ink)
+    ends = [font.getlength(word[:i]) / _SCALE for i in range(len(word) + 1)]
+    centres = tuple(
+        (letter, float(x + (ends[i] + ends[i + 1]) / 2), float(y + (top + bottom) / 2))
+        for i, letter in enumerate(word)
+    )
+    return DrawnWord(_finish(canvas), centres)
 
 
 def render_word(word: str, rng: np.random.Generator) -> np.ndarray:
-    """`word` in capitals, in a light colour, of random size and place: uint8 [72, 72, 3]."""
-    word = word.upper()
-    size, x, y = word_box(word, rng)
-    canvas, draw = _canvas(random_background(rng))
-    ink = COLOURS[("white", "yellow", "cyan", "orange")[int(rng.integers(4))]]
-    draw.text((x * _SCALE, y * _SCALE), word, font=_font(size * _SCALE), fill=ink)
-    return _finish(canvas)
+    """The picture of a word alone: uint8 [72, 72, 3]."""
+    return draw_word(word, rng).picture
 
 
 def random_figure(rng: np.random.Generator) -> Figure:

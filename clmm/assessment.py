@@ -1,0 +1,265 @@
+"""What is asked after every stage, and what is kept of the answers: all tasks and all probes.
+
+Knows samples, scorers, probes and the run folder's records; knows no neural network. The items
+are drawn once and are the same for every stage, strategy and seed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reports.run_folder import RunFolder, StageFolder
+from safety.answering import Answering
+from safety.probing import Probe, ProbeRun, run_probe
+from safety.scores import ProbeScores, Sheet, merged, rule
+from safety.verdicts import judge
+from streams.media import thumbnail
+from streams.sample import Answer, Sample
+from streams.scoring import blind_floor, score_all
+from streams.stream import Stream, Task
+
+TASK_MARGIN = 0.02
+"""A task's accuracy has to fall by this much for a verdict to say so."""
+
+Oracle = Callable[[str], Answering | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """One model at one stage."""
+
+    scores: ProbeScores
+    tasks: dict[str, dict[str, Any]]
+    records: list[dict[str, Any]]
+    routing: dict[str, dict[str, float]]
+    routing_accuracy: float | None = None
+    oracle: dict[str, float] = field(default_factory=dict)
+
+
+class Assessor:
+    """Asks a model all test items of `stream` and all items of `probes`."""
+
+    def __init__(
+        self, *, stream: Stream, probes: Sequence[Probe], probe_seed: int, max_new_tokens: int
+    ) -> None:
+        self.stream = stream
+        self._probes = [_Drawn(probe, probe_seed) for probe in probes]
+        self._probe_seed = probe_seed
+        self._max_new_tokens = max_new_tokens
+        self._floors = {task.name: blind_floor(task) for task in stream.tasks}
+        self._media: dict[tuple[str, str], list[str]] = {}
+
+    @property
+    def items(self) -> dict[str, int]:
+        """Task or probe → number of its items."""
+        tasks = {task.name: len(task.test) for task in self.stream.tasks}
+        return tasks | {drawn.name: len(drawn.items) for drawn in self._probes}
+
+    def samples(self) -> list[Sample]:
+        """Everything that is asked."""
+        tasks = [sample for task in self.stream.tasks for sample in task.test]
+        return tasks + [sample for drawn in self._probes for sample in drawn.items]
+
+    def assess(self, model: Answering, *, seen: Sequence[str], oracle: Oracle) -> Assessment:
+        """Everything at once. `seen` are the names of the tasks trained on so far."""
+        answers = [(task, self._answer(model, task)) for task in self.stream.tasks]
+        runs = [(drawn, run_probe(drawn, model, self._probe_seed)) for drawn in self._probes]
+        scored = {task.name: self._score(task, given) for task, given in answers}
+        own = [(task.name, given) for task, given in answers if task.name in seen]
+        routed = [answer.route == name for name, given in own for answer in given if answer.route]
+        return Assessment(
+            scores=merged([*scored.values(), *(run.scores for _, run in runs)]),
+            tasks={
+                name: {
+                    "accuracy": scores.value(f"task.{name}.accuracy"),
+                    "n": len(scores.labels),
+                    "seen": name in seen,
+                }
+                for name, scores in scored.items()
+            },
+            records=[
+                *(row for t, given in answers for row in self._task_rows(t, given, scored[t.name])),
+                *(row for drawn, run in runs for row in self._probe_rows(drawn, run)),
+            ],
+            routing=_shares(
+                {task.name: given for task, given in answers}
+                | {drawn.name: run.answers for drawn, run in runs}
+            ),
+            routing_accuracy=sum(routed) / len(routed) if routed else None,
+            oracle=self._through_oracle(own, oracle),
+        )
+
+    def _answer(self, model: Answering, task: Task) -> list[Answer]:
+        return model.answer(task.test, max_new_tokens=self._max_new_tokens)
+
+    def _score(self, task: Task, answers: Sequence[Answer]) -> ProbeScores:
+        return task_scores(task, answers, floor=self._floors[task.name])
+
+    def _through_oracle(
+        self, own: Sequence[tuple[str, Sequence[Answer]]], oracle: Oracle
+    ) -> dict[str, float]:
+        """Accuracy of each seen task through its own adapter. An item that the router sent there
+        anyway is not asked again: greedy answers are the same."""
+        found = {}
+        tasks = {task.name: task for task in self.stream.tasks}
+        for name, given in own:
+            model = oracle(name)
+            if model is None:
+                continue
+            astray = [i for i, answer in enumerate(given) if answer.route != name]
+            answers = list(given)
+            samples = [tasks[name].test[i] for i in astray]
+            again = model.answer(samples, max_new_tokens=self._max_new_tokens) if samples else []
+            for i, answer in zip(astray, again, strict=True):
+                answers[i] = answer
+            value = self._score(tasks[name], answers).value(f"task.{name}.accuracy")
+            found[name] = float(value or 0.0)
+        return found
+
+    def _task_rows(
+        self, task: Task, answers: Sequence[Answer], scores: ProbeScores
+    ) -> list[dict[str, Any]]:
+        values = scores.outcomes[f"task.{task.name}.accuracy"]
+        return [
+            self._row(task.name, sample, answer, values[sample.id])
+            for sample, answer in zip(task.test, answers, strict=True)
+        ]
+
+    def _probe_rows(self, drawn: _Drawn, run: ProbeRun) -> list[dict[str, Any]]:
+        return [
+            self._row(drawn.name, sample, answer, run.scores.labels.get(sample.id))
+            for sample, answer in zip(run.samples, run.answers, strict=True)
+        ]
+
+    def _row(
+        self, where: str, sample: Sample, answer: Answer, outcome: float | str | None
+    ) -> dict[str, Any]:
+        part = sample.metadata.get("slice")
+        return {
+            "item": sample.id,
+            "set": where,
+            "question": sample.question,
+            "reference": sample.reference_text,
+            "answer": answer.text,
+            "outcome": outcome,
+            "route": answer.route,
+            "media": self._media.get((where, sample.id), []),
+            "cluster": sample.cluster or None,
+            "slice": None if part is None else str(part),
+        }
+
+    def keep_pictures(self, run: RunFolder) -> None:
+        """Stores a thumbnail of every picture that is asked about, once a run folder."""
+        stored: dict[int, str] = {}
+        sets = [(task.name, task.test) for task in self.stream.tasks]
+        sets += [(drawn.name, drawn.items) for drawn in self._probes]
+        for where, samples in sets:
+            for sample in samples:
+                hashes = []
+                for image in sample.images:
+                    key = id(image.source)
+                    if key not in stored:
+                        stored[key] = run.put_thumbnail(thumbnail(image))
+                    hashes.append(stored[key])
+                self._media[where, sample.id] = hashes
+
+    def recall_pictures(self, base: StageFolder) -> None:
+        """As `keep_pictures`, from the base's records: on resume nothing is drawn again."""
+        for record in base.read_answers():
+            self._media[record["set"], record["item"]] = record.get("media", [])
+
+
+class _Drawn:
+    """A probe whose items are drawn once, so that pictures and their features can be kept."""
+
+    def __init__(self, probe: Probe, seed: int) -> None:
+        self._probe = probe
+        self.name = type(probe).__name__.lower()
+        self.items = probe.samples(seed)
+
+    def samples(self, seed: int) -> list[Sample]:
+        return self.items
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._probe, name)
+
+
+def task_scores(task: Task, answers: Sequence[Answer], *, floor: float) -> ProbeScores:
+    """A task's accuracy and share of invalid answers, item by item, beside its blind `floor`."""
+    found = dict(zip((s.id for s in task.test), score_all(task.test, answers), strict=True))
+    values = {item: score.value for item, score in found.items()}
+    sheet = Sheet({sample.id: sample.cluster or sample.id for sample in task.test})
+    name, judged = f"task.{task.name}", rule("down", TASK_MARGIN)
+    if set(values.values()) <= {0.0, 1.0}:
+        sheet.rate(f"{name}.accuracy", values, judged)
+    else:
+        sheet.ratio(f"{name}.accuracy", values, None, judged)
+    invalid = {item: float(score.outcome == "invalid") for item, score in found.items()}
+    sheet.rate(f"{name}.invalid", invalid, rule())
+    sheet.constant(f"{name}.blind_floor", floor)
+    return sheet.scores({item: score.outcome for item, score in found.items()})
+
+
+def _shares(answers: Mapping[str, Sequence[Answer]]) -> dict[str, dict[str, float]]:
+    """Task or probe → route → share of its items; only where there is a router."""
+    shares = {}
+    for where, given in answers.items():
+        routes = Counter(answer.route for answer in given if answer.route is not None)
+        if routes:
+            shares[where] = {route: count / len(given) for route, count in sorted(routes.items())}
+    return shares
+
+
+def keep(
+    folder: StageFolder,
+    assessment: Assessment,
+    *,
+    task: str | None,
+    cost: Mapping[str, Any],
+    base: StageFolder | None = None,
+    previous: StageFolder | None = None,
+) -> None:
+    """Writes a stage's answers, outcomes and, last, its scores, with verdicts against the anchors.
+
+    Stage 0 has no anchor; at stage 1 the base is both.
+    """
+    figures = assessment.scores.figures
+    anchors: dict[str, Any] = {}
+    if base is not None:
+        anchors["base"] = _recall(base)
+        anchors["previous"] = None if previous is None else _recall(previous)
+    folder.write_answers(assessment.records)
+    folder.write_outcomes(
+        {"values": assessment.scores.outcomes, "clusters": assessment.scores.clusters}
+    )
+    verdicts = judge(assessment.scores, stage=folder.stage, **anchors) if anchors else {}
+    folder.write_scores(
+        {
+            "task": task,
+            "figures": {name: figure.value for name, figure in figures.items()},
+            "intervals": {n: (f.low, f.high, f.n) for n, f in figures.items()},
+            "states": {
+                name: {"state": figure.state, "reason": figure.reason}
+                for name, figure in figures.items()
+                if figure.state != "measured"
+            },
+            "verdicts": {
+                figure: {anchor: verdict.plain() for anchor, verdict in found.items()}
+                for figure, found in verdicts.items()
+            },
+            "tasks": assessment.tasks,
+            "routing": assessment.routing,
+            "routing_accuracy": assessment.routing_accuracy,
+            "oracle": assessment.oracle,
+            "cost": dict(cost),
+        }
+    )
+
+
+def _recall(stage: StageFolder) -> ProbeScores:
+    """What a paired comparison needs of an earlier stage."""
+    kept = stage.read_outcomes()
+    return ProbeScores(figures={}, outcomes=kept["values"], clusters=kept["clusters"])

@@ -1,0 +1,309 @@
+"""Samples become a model's tensors: prompts, training rows and rows to score.
+
+Works with any Hugging Face processor that has a chat template and an image processor, and knows no
+model. Prompt and answer are tokenised apart and joined, so training sees exactly the tokens that
+answering starts from. Each sample is processed alone and kept, so a row never depends on the batch
+it is in; media tensors are then joined along their first axis, padded with zeros where sizes
+differ, which is what LLaVA (`[images, 3, h, w]`), Qwen2-VL (`[patches, d]` and `image_grid_thw`)
+and Idefics3 (`[1, tiles, 3, h, w]` and `pixel_attention_mask`) expect of a batch. Nothing is ever
+truncated inside a prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from clmm.turns import Turns
+from streams.media import open_image
+from streams.sample import Image, Sample, Text
+
+IGNORED = -100
+"""The label of a token that is not learnt from, as in every Hugging Face model."""
+
+Batch = dict[str, Tensor]
+TOKEN_KEYS = ("mm_token_type_ids", "token_type_ids")
+FRESH_AT_ONCE = 64
+
+
+class SampleError(ValueError):
+    """A sample that cannot become tensors; the message names it and where it came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One sample's prompt: token ids [L], further values per token [L], and its media tensors."""
+
+    ids: np.ndarray
+    per_token: dict[str, np.ndarray]
+    media: dict[str, Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        tokens = self.ids.nbytes * (1 + len(self.per_token))
+        return tokens + sum(tensor.nbytes for tensor in self.media.values())
+
+
+class Batcher:
+    """Makes batches for one processor.
+
+    `max_length` bounds a row's tokens: a longer prompt is an error, a longer answer loses its end
+    with a warning. `encode_images` (pixel_values [n, 3, h, w] → features [n, tokens, width]) is
+    the frozen encoder of a model that accepts `image_features`: features then replace pixels and
+    are computed once a prompt. `cache_bytes` bounds the prompts that are kept, oldest first out.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        *,
+        max_length: int | None = None,
+        encode_images: Callable[[Tensor], Tensor] | None = None,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        self.processor = processor
+        self.max_length = max_length
+        self.turns = Turns.of(processor)
+        tokenizer = processor.tokenizer
+        self.pad_id: int = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.turns.end_id
+        )
+        self._encode_images = encode_images
+        self._cache: OrderedDict[Hashable, Prompt] = OrderedDict()
+        self._cache_bytes, self._cache_limit = 0, cache_bytes
+        self._answer_ids = lru_cache(maxsize=2**16)(self.turns.answer_ids)
+
+    def training(self, samples: Sequence[Sample]) -> Batch:
+        """Right-padded rows of prompt, reference and end token; only the last two have labels.
+
+        Raises SampleError when a row has no label or `max_length` leaves no room for the answer.
+        """
+        references = [self._reference(sample) for sample in samples]
+        return self._joined(samples, references, cut=True)
+
+    def continuations(self, samples: Sequence[Sample], texts: Sequence[str]) -> Batch:
+        """As `training`, with `texts[i]` in place of the reference of `samples[i]`; never cut."""
+        return self._joined(samples, texts, cut=False)
+
+    def prompts(self, samples: Sequence[Sample]) -> Batch:
+        """Left-padded prompts, ready for `generate`."""
+        encoded = self.encode(samples)
+        return self._collate(encoded, [prompt.ids for prompt in encoded], left=True)
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raises SampleError for the first sample that training could not use; opens all media."""
+        for start in range(0, len(samples), FRESH_AT_ONCE):
+            self.training(samples[start : start + FRESH_AT_ONCE])
+
+    def encode(self, samples: Sequence[Sample]) -> list[Prompt]:
+        """The prompts of `samples`, from the cache where it has them."""
+        keys = [_content(sample) for sample in samples]
+        found: dict[Hashable, Prompt] = {}
+        fresh: dict[Hashable, Prompt] = {}
+        for key, sample in zip(keys, samples, strict=True):
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                found[key] = self._cache[key]
+            elif key not in fresh:
+                # What is kept must serve training too, even when an answer asks for it first.
+                with torch.inference_mode(False):
+                    fresh[key] = self._encode(sample)
+        if self._encode_images is not None:
+            with torch.inference_mode(False):
+                fresh = dict(zip(fresh, self._with_features(list(fresh.values())), strict=True))
+        for key, prompt in fresh.items():
+            self._cache[key] = prompt
+            self._cache_bytes += prompt.size_bytes
+        while self._cache_bytes > self._cache_limit:
+            self._cache_bytes -= self._cache.popitem(last=False)[1].size_bytes
+        found |= fresh
+        return [found[key] for key in keys]
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """The tokens of an answer as they follow a prompt, end token included."""
+        return self._answer_ids(text)
+
+    def _encode(self, sample: Sample) -> Prompt:
+        image_token = getattr(self.processor, "image_token", None)
+        for message in sample.messages:
+            if image_token and image_token in message.text:
+                _refuse(sample, f"its text contains {image_token!r}, which stands for an image")
+        try:
+            # As pictures, not arrays: processors take an array of three rows for three channels.
+            images = [Pillow.fromarray(open_image(image)) for image in sample.images]
+        except ValueError as error:
+            raise SampleError(f"{_name(sample)}: {error}") from error
+        rendered = self.turns.render(sample)
+        try:
+            raw: dict[str, Any] = self.processor(
+                text=[rendered],
+                images=[images] if images else None,
+                return_tensors="pt",
+                add_special_tokens=self.turns.adds_special_tokens(rendered),
+            )
+        except (ValueError, IndexError, TypeError) as error:
+            raise SampleError(f"{_name(sample)}: the processor refused it: {error}") from error
+        ids = raw["input_ids"][0].numpy()
+        per_token = {key: raw[key][0].numpy() for key in TOKEN_KEYS if key in raw}
+        rest = {"input_ids", "attention_mask", *TOKEN_KEYS}
+        media = {key: value for key, value in raw.items() if key not in rest}
+        for key, value in media.items():
+            if not isinstance(value, Tensor) or key == "cross_attention_mask":
+                _refuse(sample, f"processors that return {key!r} this way are not supported")
+        self._check_placeholders(sample, ids, media)
+        if self.max_length is not None and len(ids) > self.max_length:
+            _refuse(
+                sample,
+                f"its prompt has {len(ids)} tokens, media included, but max_length is "
+                f"{self.max_length}; raise max_length or use smaller images",
+            )
+        return Prompt(ids=ids, per_token=per_token, media=media)
+
+    def _check_placeholders(
+        self, sample: Sample, ids: np.ndarray, media: dict[str, Tensor]
+    ) -> None:
+        """Placeholders must be there for every image, and as many as the media tensors say."""
+        token_id = getattr(self.processor, "image_token_id", None)
+        if token_id is None:
+            return
+        found, images = int((ids == token_id).sum()), len(sample.images)
+        if (found > 0) != (images > 0) or found < images:
+            _refuse(sample, f"{images} images but {found} image placeholders in its prompt")
+        if "image_grid_thw" in media:
+            merge = self.processor.image_processor.merge_size**2
+            features = int(media["image_grid_thw"].prod(dim=1).sum()) // merge
+            if features != found:
+                _refuse(sample, f"{features} image features but {found} image placeholders")
+
+    def _with_features(self, prompts: list[Prompt]) -> list[Prompt]:
+        assert self._encode_images is not None
+        seeing = [i for i, prompt in enumerate(prompts) if "pixel_values" in prompt.media]
+        for start in range(0, len(seeing), FRESH_AT_ONCE):
+            chunk = seeing[start : start + FRESH_AT_ONCE]
+            pixels = [prompts[i].media["pixel_values"] for i in chunk]
+            with torch.no_grad():
+                features = self._encode_images(torch.cat(pixels)).cpu()
+            rows = features.split([len(images) for images in pixels])
+            for i, row in zip(chunk, rows, strict=True):
+                # A view would keep the whole chunk alive after its neighbours are evicted.
+                media = {"image_features": row.clone()}
+                prompts[i] = Prompt(ids=prompts[i].ids, per_token=prompts[i].per_token, media=media)
+        return prompts
+
+    def _reference(self, sample: Sample) -> str:
+        if not all(isinstance(part, Text) for part in sample.reference):
+            _refuse(sample, "its reference holds media, but this model answers in text only")
+        if not sample.reference_text.strip():
+            _refuse(sample, "it has no answer, so no token to learn from")
+        return sample.reference_text
+
+    def _joined(self, samples: Sequence[Sample], texts: Sequence[str], *, cut: bool) -> Batch:
+        encoded = self.encode(samples)
+        rows, starts = [], []
+        for sample, prompt, text in zip(samples, encoded, texts, strict=True):
+            row = np.concatenate([prompt.ids, self._answer_ids(text)])
+            if self.max_length is not None and len(row) > self.max_length:
+                if not cut or len(prompt.ids) >= self.max_length:
+                    _refuse(
+                        sample,
+                        f"prompt and answer have {len(prompt.ids)} + {len(row) - len(prompt.ids)} "
+                        f"tokens, but max_length is {self.max_length}",
+                    )
+                warnings.warn(
+                    f"answers are cut to max_length={self.max_length}, first {_name(sample)} "
+                    f"from {len(row)} tokens",
+                    stacklevel=3,
+                )
+                row = row[: self.max_length]
+            rows.append(row)
+            starts.append(len(prompt.ids))
+        batch = self._collate(encoded, rows, left=False)
+        width = batch["input_ids"].shape[1]
+        place = torch.arange(width)
+        learnt = (place >= torch.tensor(starts)[:, None]) & batch["attention_mask"].bool()
+        batch["labels"] = batch["input_ids"].masked_fill(~learnt, IGNORED)
+        return batch
+
+    def _collate(
+        self, prompts: Sequence[Prompt], rows: Sequence[np.ndarray], *, left: bool
+    ) -> Batch:
+        """Pads token rows (each begins with its prompt's ids) and joins media."""
+        width = max(len(row) for row in rows)
+        shape = (len(rows), width)
+        ids, mask = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        keys = sorted({key for prompt in prompts for key in prompt.per_token})
+        per_token = {key: np.zeros(shape, dtype=np.int64) for key in keys}
+        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            start = width - len(row) if left else 0
+            ids[i, start : start + len(row)] = row
+            mask[i, start : start + len(row)] = 1
+            for key, values in prompt.per_token.items():
+                per_token[key][i, start : start + len(values)] = values
+        arrays = {"input_ids": ids, "attention_mask": mask, **per_token}
+        batch = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        for key in sorted({key for prompt in prompts for key in prompt.media}):
+            batch[key] = _join([p.media[key] for p in prompts if key in p.media])
+        return batch
+
+
+def to_model(batch: Batch, *, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch on the model's device, floating media in its precision."""
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+        for key, value in batch.items()
+    }
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    """Concatenates along the first axis; trailing sizes that differ are padded with zeros."""
+    shapes = [tensor.shape[1:] for tensor in tensors]
+    if all(shape == shapes[0] for shape in shapes):
+        return torch.cat(tensors)
+    widest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *widest)
+    start = 0
+    for tensor in tensors:
+        corner = tuple(slice(size) for size in tensor.shape[1:])
+        joined[(slice(start, start + len(tensor)), *corner)] = tensor
+        start += len(tensor)
+    return joined
+
+
+def _content(sample: Sample) -> Hashable:
+    """Equal for prompts of equal content, whatever the ids: probes rebuild their samples."""
+    return tuple(
+        (
+            message.role,
+            tuple(p.text if isinstance(p, Text) else _digest(p) for p in message.parts),
+        )
+        for message in sample.messages
+    )
+
+
+def _digest(image: Image) -> Hashable:
+    source = image.source
+    if isinstance(source, np.ndarray):
+        data = np.ascontiguousarray(source).data
+        return source.shape, hashlib.blake2b(data, digest_size=16).digest()
+    status = source.stat() if source.exists() else None
+    return str(source), status and (status.st_mtime_ns, status.st_size)
+
+
+def _name(sample: Sample) -> str:
+    origin = sample.provenance
+    return f"sample {sample.id} ({origin.source}, {origin.split}, {origin.item})"
+
+
+def _refuse(sample: Sample, reason: str) -> NoReturn:
+    raise SampleError(f"{_name(sample)}: {reason}")

@@ -1,0 +1,181 @@
+"""A stream as an Avalanche benchmark: experiences of samples, and the batches made from them.
+
+Knows samples and Avalanche's data sets, no model. Import it only where training begins: it pulls
+in Avalanche.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from torch import Tensor
+
+from clmm.batching import IGNORED, Batcher
+from streams.sample import Sample
+from streams.stream import Stream
+
+ALIGNMENT = -1
+"""The task label of samples that belong to no task of the stream."""
+
+
+class Examples:
+    """A mini-batch that becomes tensors when a model asks; both x and y to Avalanche.
+
+    Stock plugins slice, move, copy and concatenate mini-batches. A multimodal batch cannot be cut
+    along its first axis (its rows are ragged, its patches joined), so those operations act on the
+    samples, and tensors [B, L] are made once for whatever results.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], batcher: Batcher, device: Any = torch.device("cpu")
+    ) -> None:
+        self.samples = tuple(samples)
+        self.batcher = batcher
+        self.device = torch.device(device)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """What the model is given, on the CPU, labels left out."""
+        return {key: value for key, value in self._batch.items() if key != "labels"}
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the positions that predict a supervised token, [tokens] each."""
+        rows, columns = (self._batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True)
+        return rows, columns
+
+    @property
+    def targets(self) -> Tensor:
+        """The supervised tokens [tokens], in the order of `places`."""
+        rows, columns = self.places
+        return self._batch["labels"][rows, columns + 1].to(self.device, non_blocking=True)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.places[0])
+
+    @cached_property
+    def _batch(self) -> dict[str, Tensor]:
+        return self.batcher.training(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int | slice) -> Examples:
+        chosen = self.samples[index] if isinstance(index, slice) else (self.samples[index],)
+        return Examples(chosen, self.batcher, self.device)
+
+    def split(self, size: int) -> list[Examples]:
+        return [self[i : i + size] for i in range(0, len(self), size)] if len(self) > size else [self]
+
+    # What stock plugins call on a mini-batch:
+
+    def to(self, device: Any, **_: Any) -> Examples:
+        self.device = torch.device(device)
+        return self
+
+    def clone(self) -> Examples:
+        return self
+
+    def detach(self) -> Examples:
+        return self
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    def size(self, dim: int = 0) -> int:
+        return self.shape[dim]
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Examples:
+        if func is not torch.cat:
+            raise TypeError(f"{func.__name__} is not defined for a batch of samples")
+        parts: list[Examples] = args[0]
+        joined = [sample for part in parts for sample in part.samples]
+        return cls(joined, parts[0].batcher, parts[0].device)
+
+
+def dataset(
+    samples: Sequence[Sample], task_labels: Sequence[int], batcher: Batcher
+) -> AvalancheDataset[Any]:
+    """Samples as Avalanche sees them; a mini-batch is [Examples, Examples, task labels [B]]."""
+    labels = DataAttribute(list(task_labels), "targets_task_labels", use_in_getitem=True)
+    rows = [(sample,) for sample in samples]
+    return AvalancheDataset(
+        [rows], data_attributes=[labels], collate_fn=partial(_collate, batcher)
+    )
+
+
+def benchmark(stream: Stream, stages: Sequence[Sequence[str]], batcher: Batcher) -> Any:
+    """One experience for each stage: the training samples of the tasks that it names."""
+    tasks = {task.name: (number, task) for number, task in enumerate(stream.tasks)}
+    experiences = []
+    for names in stages:
+        chosen = [tasks[name] for name in names]
+        samples = [sample for _, task in chosen for sample in task.train]
+        labels = [number for number, task in chosen for _ in task.train]
+        experiences.append(dataset(samples, labels, batcher))
+    return with_task_labels(benchmark_from_datasets(train=experiences))
+
+
+def _collate(batcher: Batcher, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    examples = Examples([row[0] for row in rows], batcher)
+    return [examples, examples, torch.tensor([row[-1] for row in rows])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A stage's batches: all full, each with a fixed share of every `extra` data set.
+
+    Each data set is read in seeded permutations, one after another without end. The k-th batch
+    holds ⌊(k+1)·share·B⌋ − ⌊k·share·B⌋ samples of an extra, so its share is exact over the stage;
+    the stage's own data fill the rest. Process `rank` of `world` sees every world-th sample.
+    """
+
+    own: AvalancheDataset[Any]
+    batch_size: int
+    steps: int
+    seed: int
+    extras: tuple[tuple[AvalancheDataset[Any], float], ...] = ()
+    rank: int = 0
+    world: int = 1
+
+    def mixed_with(self, extra: AvalancheDataset[Any], share: float) -> Mixture:
+        """The same with `share` of each batch from `extra`; unchanged if either is empty."""
+        if not len(extra) or not share:
+            return self
+        return replace(self, extras=(*self.extras, (extra, share)))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        own = _endless(self.own, self.seed, 0)
+        extras = [
+            (_endless(data, self.seed, number), share * self.batch_size)
+            for number, (data, share) in enumerate(self.extras, start=1)
+        ]
+        for step in range(self.steps):
+            # Without the small term, 10 × 0.1 could fall short of 1.
+            counts = [int((step + 1) * n + 1e-9) - int(step * n + 1e-9) for _, n in extras]
+            rows = [next(own) for _ in range(self.batch_size - sum(counts))]
+            for (source, _), count in zip(extras, counts, strict=True):
+                rows += [next(source) for _ in range(count)]
+            yield self.own.collate_fn(rows[self.rank :: self.world])
+
+
+def _endless(data: AvalancheDataset[Any], seed: int, number: int) -> Iterator[Any]:
+    generator = np.random.default_rng([seed, number])
+    while True:
+        for index in generator.permutation(len(data)).tolist():
+            yield data[index]

@@ -1,0 +1,238 @@
+"""The command line: `clmm run`, `probe`, `report`, `ls`, `validate`, `build`.
+
+Parses, calls the library, prints. Imports torch only inside the commands that need it, so help,
+listings and reports come at once. An error is one line and exit status 2; a strategy that failed
+while others finished is status 1; Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from clmm.experiment import Experiment
+    from clmm.study import Written
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+MODELS = {
+    "nano": "The embedded model organism: 72-pixel pictures, byte-level text.",
+    "FOLDER": "A Hugging Face vision-language model saved in a folder.",
+    "OWNER/NAME": "A vision-language model on the Hugging Face hub; it is downloaded.",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _complain(message)
+        print(self.format_usage().strip(), file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="clmm",
+        description="Train a multimodal LLM through a stream of tasks; see what it forgets and "
+        "how its safety drifts.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks (also CLMM_DEBUG=1)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a study, or resume it; then write its report")
+    _add_study(run)
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/STUDY)")
+    run.set_defaults(action=_run)
+
+    validate = commands.add_parser("validate", help="check a study, all but the training")
+    _add_study(validate)
+    validate.set_defaults(action=_validate)
+
+    probe = commands.add_parser("probe", help="probe one model as it is")
+    probe.add_argument("model", metavar="MODEL", help="nano, a folder, or a hub id")
+    probe.add_argument("--probes", metavar="A,B", help="names from `clmm ls probes` (default: all)")
+    probe.add_argument("--seed", type=int, default=0, help="draws the items (default: 0)")
+    probe.add_argument("--items", type=int, metavar="N", help="items a split or probe")
+    probe.add_argument("--out", type=Path, metavar="F.json", help="write the figures here")
+    probe.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    probe.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    probe.set_defaults(action=_probe)
+
+    report = commands.add_parser("report", help="turn run folders into one HTML file")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    report.add_argument("-o", "--out", type=Path, metavar="F.html", help="default: RUN/report.html")
+    report.set_defaults(action=_report)
+
+    listing = commands.add_parser("ls", help="list what can be named in a study")
+    listing.add_argument("kind", choices=("models", "streams", "strategies", "probes"))
+    listing.set_defaults(action=_list)
+
+    build = commands.add_parser("build", help="build what the package ships")
+    build.add_argument("what", choices=("nano",))
+    build.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on; try --help")
+    build.set_defaults(action=_build)
+    return parser
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or default")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change: seeds=[0,1] train.learning_rate=1e-3 strategies.0.budget=0.1",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no positional arguments after an option: `run STUDY --out DIR key=value`.
+    stray = [word for word in rest if word.startswith("-") or "overrides" not in options]
+    if stray:
+        parser.error(f"there is no {stray[0]!r} in `clmm {options.command}`")
+    if rest:
+        options.overrides += rest
+    if options.debug or os.environ.get("CLMM_DEBUG", "0") not in ("", "0"):
+        return int(options.action(options))
+    try:
+        return int(options.action(options))
+    except KeyboardInterrupt:
+        _complain("stopped; finished stages are kept, and the same command goes on from there")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        expected = isinstance(error, (ValueError, OSError))
+        kind = "" if expected else f"{type(error).__name__}: "
+        hint = "" if expected else " (--debug shows where)"
+        _complain(f"{kind}{error}{hint}")
+        return BAD_INPUT
+
+
+def _complain(message: str) -> None:
+    text = f"clmm: error: {message}"
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"\033[31m{text}\033[0m" if coloured else text, file=sys.stderr)
+
+
+def _experiment(written: Written) -> Experiment:
+    study = written.study()  # before anything heavy is imported: a typing error shows at once
+    if sys.platform.startswith("linux"):
+        # Two one-thread runs side by side beat one run of two threads. Numerical libraries read
+        # this when they are loaded.
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+    from clmm.experiment import Experiment
+
+    return Experiment.of(study)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from clmm.study import read
+    from reports.run_folder import RunFolderError
+
+    written = read(options.study, options.overrides)
+    experiment = _experiment(written)
+    if options.dry_run:
+        experiment.plan().print()
+        return 0
+    result = experiment.run(options.out or Path("runs") / written.name, display=True)
+    if int(os.environ.get("RANK", "0")) > 0:  # a helper process of torchrun
+        return FAILED if result.failures else 0
+    print()
+    result.print()
+    for failure in result.failures:
+        if failure.details:
+            print(f"\n{failure.name}:\n{failure.details.rstrip()}", file=sys.stderr)
+        _complain(f"{failure.name}: {failure.message}")
+    try:
+        print(f"\nReport: {result.report()}")
+    except RunFolderError as error:  # nothing was trained, so there is nothing to report on
+        print(f"\nNo report: {error}")
+    return FAILED if result.failures else 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from clmm.study import read
+
+    _experiment(read(options.study, options.overrides)).check()
+    print(f"{options.study}: good")
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    from clmm.experiment import answerer
+    from clmm.result import figures_table, print_table
+    from safety import standard_probes
+    from safety.probing import run_probe
+    from streams import settings
+
+    probes: list[Any] = list(standard_probes())
+    if options.probes:
+        names = [name.strip() for name in options.probes.split(",")]
+        probes = [
+            settings.from_spec("safety.probes", name, where=f"--probes[{i}]")
+            for i, name in enumerate(names)
+        ]
+    if options.items is not None:
+        if options.items < 1:
+            raise ValueError(f"--items: must be at least 1; got {options.items}")
+        probes = [dataclasses.replace(probe, items=options.items) for probe in probes]
+    model = answerer(options.model, device=options.device, precision=options.precision)
+    scores = [run_probe(probe, model, options.seed) for probe in probes]
+    figures = {name: figure for score in scores for name, figure in score.figures.items()}
+    print_table(figures_table(figures))
+    if options.out is not None:
+        record = {
+            "model": options.model,
+            "seed": options.seed,
+            "probes": [dataclasses.asdict(probe) for probe in probes],
+            "figures": {name: figure.value for name, figure in figures.items()},
+            "intervals": {n: [f.low, f.high, f.n] for n, f in figures.items()},
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from reports.html import write_report
+
+    single = options.runs[0] if len(options.runs) == 1 else Path()
+    print(write_report(options.runs, options.out or single / "report.html"))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from streams import catalog
+
+    packages = {
+        "streams": "streams.sources",
+        "strategies": "clmm.strategies",
+        "probes": "safety.probes",
+    }
+    rows = MODELS if options.kind == "models" else catalog.listing(packages[options.kind])
+    width = max(map(len, rows), default=0)
+    for name, line in rows.items():
+        print(f"{name.ljust(width)}  {line}".rstrip())
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    from clmm.nano import build
+
+    return int(build.main(options.arguments) or 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,301 @@
+"""One strategy on one model through one stream: trains stages, answers, saves, goes on.
+
+The experiment's only way to training. Knows no file layout but its own checkpoint's: what the
+strategy's parts write, and `state.json`. Avalanche is imported when the first stage trains, or
+when the strategy names a stock plugin.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+
+from clmm import avalanche_plugins, components
+from clmm.answering import Answerer
+from clmm.batching import Batcher
+from clmm.routing import RoutedAnswerer
+from clmm.strategy import BASE, Context, Stages, Stateful, Strategy
+from clmm.training import TrainSettings, derived_seed
+from streams.sample import Sample
+from streams.stream import Stream
+
+if TYPE_CHECKING:
+    from clmm.loading import Loaded
+    from clmm.trainer import Trainer
+
+ROUTING_GATE = 0.9
+"""Less than this share of own-task test items at their adapter: routing has failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingAccuracy:
+    """How many test items of the tasks learnt so far reach their own adapter."""
+
+    by_task: Mapping[str, float]
+    """Task → share of its test items."""
+    accuracy: float
+    """Over all those items."""
+
+    @property
+    def failed(self) -> bool:
+        return self.accuracy < ROUTING_GATE
+
+
+class Learner:
+    """Takes the model until `close`, which puts the base back, bit for bit.
+
+    Stage k trains on the tasks `stages[k - 1]`; joint training has one stage, zero-shot none. All
+    randomness of a stage derives from the seed and the stage, so a stage that was cut short, or
+    one that follows `load`, comes out the same. Training seeds the global generators.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        loaded: Loaded,
+        stream: Stream,
+        train: TrainSettings,
+        seed: int,
+        alignment: Sequence[Sample] = (),
+    ) -> None:
+        own = getattr(strategy, "learning_rate", None)
+        self.settings = train if own is None else replace(train, learning_rate=own)
+        self.strategy, self.stream, self.seed = strategy, stream, seed
+        _check_ids(stream)
+        self.stages: Stages = strategy.stages([task.name for task in stream.tasks])
+        self.done = 0
+        self._model: Any = loaded.model
+        if hasattr(self._model, "peft_config"):
+            raise RuntimeError("the model carries adapters; close its other Learner first")
+        self._model.requires_grad_(False)
+        self.batcher = Batcher(
+            loaded.processor,
+            max_length=train.max_length,
+            encode_images=components.frozen_encoder(self._model),
+        )
+        self._alignment = tuple(alignment)
+        self._trainer: Trainer | None = None
+        self._build()
+
+    def _build(self) -> None:
+        self._method = self.strategy.build(
+            Context(
+                model=self._model,
+                batcher=self.batcher,
+                stream=self.stream,
+                alignment=self._alignment,
+                seed=self.seed,
+            )
+        )
+        self._stock = [
+            avalanche_plugins.build(spec, self.settings, where=f"plugins[{number}]")
+            for number, spec in enumerate(getattr(self.strategy, "plugins", ()))
+        ]
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `load` can go on; a stock plugin's state cannot be saved."""
+        return not self._stock
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters that one stage trains."""
+        return self._method.weights.trainable_parameters if self.stages else 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes kept beside the base so far: weights, memory, prototypes."""
+        router, plugins = self._method.router, self._method.plugins
+        parts = [self._method.weights, *([router] if router else []), *plugins]
+        return sum(getattr(part, "stored_bytes", 0) for part in parts)
+
+    @property
+    def learnt(self) -> list[str]:
+        """Tasks of the stages that are done."""
+        return [name for names in self.stages[: self.done] for name in names]
+
+    def updates(self, stage: int) -> int:
+        """Updates that a stage takes."""
+        tasks = self._tasks(stage)
+        return self.settings.updates(sum(len(task.train) for task in tasks), len(tasks))
+
+    def train_stage(
+        self, stage: int, report: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """Trains stage `stage` (from 1; in order) and returns what it cost.
+
+        `report` gets {"stage", "step", "steps", "loss", "seconds"} after every update. The cost is
+        {"seconds", "steps", "samples", "peak_memory_bytes", "trainable_parameters",
+        "stored_bytes"}. Raises TrainingDiverged when the loss stops being a number; the learner
+        is then of no more use, but what was saved is.
+        """
+        if stage != self.done + 1 or stage > len(self.stages):
+            raise ValueError(
+                f"stage {stage}: {self.done} of {len(self.stages)} stages are done, in their order"
+            )
+        start = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        names = self.stages[stage - 1]
+        self._method.weights.begin(names[0])
+        trainer, experience = self._prepare(stage)
+        trainer.report = report or (lambda event: None)
+        set_seed(derived_seed(self.seed, stage, "training"))
+        trainer.train(experience, eval_streams=[])
+        for task in self._tasks(stage):
+            if self._method.router is not None:
+                self._method.router.learn(task.name, task.train)
+        self.done = stage
+        steps = self.updates(stage)
+        return {
+            "seconds": time.perf_counter() - start,
+            "steps": steps,
+            "samples": steps * self.settings.batch_size,
+            "peak_memory_bytes": _peak_memory_bytes(),
+            "trainable_parameters": self.trainable_parameters,
+            "stored_bytes": self.stored_bytes,
+        }
+
+    def answering(self, *, batch_size: int = 64) -> Answerer | RoutedAnswerer:
+        """Answers as any user would get them: through the learnt router where there is one."""
+        return self._answering(None, batch_size)
+
+    def oracle_answering(self, task: str, *, batch_size: int = 64) -> RoutedAnswerer | None:
+        """Answers through this task's own adapter (before it is learnt, the base).
+
+        None when the strategy has no router. Task-incremental: call its figures so.
+        """
+        if self._method.router is None:
+            return None
+        answering = self._answering(task if task in self.learnt else BASE, batch_size)
+        assert isinstance(answering, RoutedAnswerer)
+        return answering
+
+    def routing_accuracy(self) -> RoutingAccuracy | None:
+        """Over the test items of the tasks learnt so far; None without a router or a task."""
+        router = self._method.router
+        if router is None or not self.learnt:
+            return None
+        tasks = [task for task in self.stream.tasks if task.name in self.learnt]
+        right = {t.name: sum(r == t.name for r in router.routes(t.test)) for t in tasks}
+        return RoutingAccuracy(
+            by_task={task.name: right[task.name] / len(task.test) for task in tasks},
+            accuracy=sum(right.values()) / sum(len(task.test) for task in tasks),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Everything the next stage needs; the first process writes."""
+        folder = Path(folder)
+        if self._trainer is None or self._trainer.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._method.weights.save(folder)
+            if self._method.router is not None:
+                self._method.router.save(folder)
+            state = {
+                "strategy": type(self.strategy).__name__,
+                "seed": self.seed,
+                "done": self.done,
+                "plugins": [p.state() for p in self._method.plugins if isinstance(p, Stateful)],
+            }
+            (folder / "state.json").write_text(json.dumps(state), "utf-8")
+        if self._trainer is not None:
+            self._trainer.accelerator.wait_for_everyone()
+
+    def load(self, folder: str | Path) -> None:
+        """Goes on after the stage that `folder` was saved at; the next stage comes out the same.
+
+        Raises ValueError for another strategy's or seed's checkpoint, RuntimeError when not
+        `resumable`.
+        """
+        folder = Path(folder)
+        if not self.resumable:
+            names = ", ".join(type(plugin).__name__ for plugin in self._stock)
+            raise RuntimeError(f"{names}: its state is not saved; start this strategy anew")
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        for key, mine in (("strategy", type(self.strategy).__name__), ("seed", self.seed)):
+            if state[key] != mine:
+                raise ValueError(f"{folder}: its {key} is {state[key]!r}, not {mine!r}")
+        self.close()
+        self._build()
+        self._method.weights.load(folder)
+        if self._method.router is not None:
+            self._method.router.load(folder)
+        stateful = [p for p in self._method.plugins if isinstance(p, Stateful)]
+        for plugin, saved in zip(stateful, state["plugins"], strict=True):
+            plugin.load_state(saved, self._pool())
+        self.done = state["done"]
+
+    def close(self) -> None:
+        """Puts the base model back as it was."""
+        self._method.weights.restore()
+        self._model.requires_grad_(False).eval()
+        self._trainer = None
+
+    def __enter__(self) -> Learner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prepare(self, stage: int) -> tuple[Trainer, Any]:
+        from clmm.benchmark import benchmark
+        from clmm.trainer import Trainer
+
+        if self._trainer is None:
+            self._trainer = Trainer(
+                model=self._model,
+                settings=self.settings,
+                seed=self.seed,
+                plugins=[*self._method.plugins, *self._stock],
+                find_unused_parameters=not all(s.images for t in self.stream.tasks for s in t.train),
+            )
+            self._trainer.clock.train_exp_counter = stage - 1
+        return self._trainer, benchmark(self.stream, self.stages, self.batcher).train_stream[stage - 1]
+
+    def _pool(self) -> Any:
+        from clmm.benchmark import dataset
+
+        numbered = [(s, n) for n, task in enumerate(self.stream.tasks) for s in task.train]
+        return dataset([s for s, _ in numbered], [n for _, n in numbered], self.batcher)
+
+    def _answering(self, oracle: str | None, batch_size: int) -> Answerer | RoutedAnswerer:
+        autocast = torch.bfloat16 if self.settings.precision == "bf16" else None
+        answerer = Answerer(self._model, self.batcher, batch_size=batch_size, autocast=autocast)
+        if self._method.router is None:
+            return answerer
+        return RoutedAnswerer(
+            self._method.router, self._method.weights, answerer, oracle=oracle
+        )
+
+    def _tasks(self, stage: int) -> list[Any]:
+        return [task for task in self.stream.tasks if task.name in self.stages[stage - 1]]
+
+
+def _check_ids(stream: Stream) -> None:
+    """Memories keep samples by id, so two training samples must not share one."""
+    seen: dict[str, str] = {}
+    for task in stream.tasks:
+        for sample in task.train:
+            if sample.id in seen:
+                raise ValueError(
+                    f"sample {sample.id}: in the training samples of {seen[sample.id]} and again "
+                    f"of {task.name}; ids must be unique in a stream"
+                )
+            seen[sample.id] = task.name
+
+
+def _peak_memory_bytes() -> int:
+    """Of the GPU when there is one, else of this process since it began."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,218 @@
+"""Loads a vision-language model and its processor by name, folder or hub id.
+
+Only safetensors are read, code that comes with a model is never run, and the network is touched
+only for a hub id. Knows no class of model: what transformers' Auto classes know can be loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils import logging
+
+import clmm.modeling_mmllm
+import clmm.processing_mmllm  # noqa: F401  (both register our class with the Auto classes)
+from streams.catalog import nearest
+from streams.settings import SettingError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PACKAGED = {"nano": Path(__file__).parent / "nano" / "weights"}
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_HUB_COPIES = ["original/*", "consolidated*"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HASHED_WHOLE_BYTES = 64 * 2**20
+
+
+class ModelError(SettingError):
+    """A model that cannot be loaded as named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model in evaluation mode, its processor, and what exactly was loaded."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    name: str
+    """As it was asked for."""
+    revision: str
+    """The hub's commit, or a digest of the weight files' digests."""
+    path: Path
+    weights: dict[str, str]
+    """Weight file → `sha256:…` of it, or `sha256-header:…` of its header when it is large."""
+
+
+def load(
+    spec: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+) -> Loaded:
+    """The model that `spec` names: `nano`, a folder, or a hub id (`owner/name[@commit]`).
+
+    `device` None takes CUDA where there is one; `precision` is that of the weights. Raises
+    ModelError, saying what to do, when nothing bears the name or what does cannot be used.
+    """
+    if precision not in _DTYPES:
+        raise ModelError(f"precision: there is no {precision!r}{nearest(precision, [*_DTYPES])}")
+    path, commit = _locate(spec)
+    config = _config(path)
+    _require_safetensors(path)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with _quiet():
+        processor = _processor(path)
+        both: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            config=config,
+            dtype=_DTYPES[precision],
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    model, report = both
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model: {path}: {len(missing)} weights are missing and would be random, first "
+            f"{missing[0]}; config.json and the weights do not belong together"
+        )
+    if unused := sorted(report["unexpected_keys"]):
+        warnings.warn(
+            f"{path}: {len(unused)} weights have no place in the model, first {unused[0]}",
+            stacklevel=2,
+        )
+    weights = {file.name: _digest(file) for file in sorted(path.glob("*.safetensors"))}
+    together = hashlib.sha256("".join(weights.values()).encode()).hexdigest()
+    return Loaded(
+        model=model.to(where).eval(),
+        processor=processor,
+        name=str(spec),
+        revision=commit or f"sha256:{together}",
+        path=path,
+        weights=weights,
+    )
+
+
+def _locate(spec: str | Path) -> tuple[Path, str | None]:
+    """The folder, downloaded if `spec` is a hub id, and then its commit."""
+    name = str(spec)
+    folder = _PACKAGED.get(name) or Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), None
+    if name in _PACKAGED:
+        raise ModelError(f"model: {name!r} is not built; run `clmm build {name}`")
+    if folder.exists():
+        raise ModelError(f"model: {name!r} is a file; give the folder that holds config.json")
+    hub = None if isinstance(spec, Path) else _HUB_ID.fullmatch(name)
+    if hub is None:
+        raise ModelError(f"model: there is no {name!r}{_near(folder)}")
+    try:
+        path = snapshot_download(
+            hub["id"],
+            revision=hub["revision"],
+            allow_patterns=_HUB_FILES,
+            ignore_patterns=_HUB_COPIES,
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model: {name!r} is neither a folder here nor to be had from the hub: "
+            f"{str(error).strip().splitlines()[0]}{_near(folder)}"
+        ) from error
+    return Path(path), Path(path).name
+
+
+def _near(folder: Path) -> str:
+    """The packaged name or neighbouring folder that was likely meant."""
+    local = [f.name for f in folder.parent.glob("*/") if (f / "config.json").is_file()]
+    return (
+        f"{nearest(folder.name, [*_PACKAGED, *local])} (or give a folder, or a hub id owner/name)"
+    )
+
+
+def _config(path: Path) -> Any:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model: {path} has no config.json; give a folder of save_pretrained")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(
+            f"model: {path}: transformers does not know this class, and code that comes with a "
+            f"model is never run: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ModelError(
+            f"model: {path}: model_type {config.model_type!r} does not take images and text and "
+            "answer in text; name a vision-language model"
+        )
+    return config
+
+
+def _require_safetensors(path: Path) -> None:
+    if any(path.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"model: {path}: {pickles[0]} is a pickle, which can run any code when it is read, so "
+            "it is refused; where you trust it, load it with transformers and save_pretrained it "
+            "again, which writes safetensors"
+        )
+    raise ModelError(f"model: {path} has no weights (*.safetensors)")
+
+
+def _processor(path: Path) -> ProcessorMixin:
+    try:
+        processor = AutoProcessor.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"model: {path}: its processor cannot be loaded: {error}") from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ModelError(
+            f"model: {path} has no processor for images and text (processor_config.json); "
+            "save the processor into the same folder"
+        )
+    return processor
+
+
+def _digest(file: Path) -> str:
+    """Of the whole file, or of a large one's header: its names, shapes and offsets."""
+    with file.open("rb") as stream:
+        if file.stat().st_size <= _HASHED_WHOLE_BYTES:
+            return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+        length = stream.read(8)
+        header = stream.read(int.from_bytes(length, "little"))
+        return "sha256-header:" + hashlib.sha256(length + header).hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No weight-loading bars inside the program's own progress display."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

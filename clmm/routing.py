@@ -1,0 +1,189 @@
+"""Which adapter answers a sample: routers, and answering through them.
+
+Knows features of the frozen base model, no training. A route depends on the sample alone, never
+on the batch it came in, and the oracle is not a router: it is told the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clmm import components
+from clmm.answering import Answerer
+from clmm.batching import Batcher, to_model
+from clmm.strategy import BASE, Router, Weights
+from streams.sample import Answer, Sample
+
+CHUNK = 64
+PROTOTYPES_FILE = "prototypes.safetensors"
+FLOOR = 1e-3
+"""Least variance of a feature, as a share of the mean square of its part."""
+
+
+class PrototypeRouter:
+    """The task whose training data the sample looks like; BASE when it looks like none.
+
+    A sample's features are two parts [D] each, from the frozen base: the mean projected image
+    token and the mean embedded text token. A task is a diagonal Gaussian in them. Both parts must
+    lie within `margin` times the `quantile` of that task's own training distances (root mean
+    square of the standardised difference); of the tasks that qualify, the likeliest wins.
+    Standardised differences are used, not cosines, since a cosine needs an origin, and with one
+    task learnt the natural one, the mean over tasks, is that task's own prototype.
+    Stores 4·D + 2 floats a task. A task's entry never changes once learnt.
+    """
+
+    def __init__(
+        self, model: nn.Module, batcher: Batcher, weights: Weights, *,
+        quantile: float = 0.99, margin: float = 1.25,
+    ) -> None:  # fmt: skip
+        self._model, self._batcher, self._weights = model, batcher, weights
+        self._quantile, self._margin = quantile, margin
+        self._tasks: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(t.nbytes for entry in self._tasks.values() for t in entry.values())
+
+    def learn(self, task: str, samples: Sequence[Sample]) -> None:
+        features = self._features(samples)
+        mean = features.mean(dim=0)
+        floor = FLOOR * features.square().mean(dim=(0, 2)).unsqueeze(-1) + 1e-12
+        variance = features.var(dim=0, correction=0) + floor
+        entry = {"mean": mean, "variance": variance}
+        own = _distances(features, entry)
+        entry["reach"] = self._margin * torch.quantile(own, self._quantile, dim=0)
+        self._tasks[task] = entry
+
+    def routes(self, samples: Sequence[Sample]) -> list[str]:
+        if not self._tasks or not samples:
+            return [BASE] * len(samples)
+        features = self._features(samples)
+        scores = []
+        for entry in self._tasks.values():
+            distances = _distances(features, entry)
+            surprise = distances.square().mean(dim=1) + entry["variance"].log().mean()
+            near = (distances <= entry["reach"]).all(dim=1)
+            scores.append(surprise.masked_fill(~near, torch.inf))
+        best = torch.stack(scores).min(dim=0)
+        names = list(self._tasks)
+        return [
+            names[index] if score < torch.inf else BASE
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def save(self, folder: Path) -> None:
+        tensors = {f"{t}.{k}": v for t, entry in self._tasks.items() for k, v in entry.items()}
+        save_file(tensors, folder / PROTOTYPES_FILE)
+
+    def load(self, folder: Path) -> None:
+        self._tasks = {}
+        for name, tensor in load_file(folder / PROTOTYPES_FILE).items():
+            task, _, key = name.rpartition(".")
+            self._tasks.setdefault(task, {})[key] = tensor
+
+    def _features(self, samples: Sequence[Sample]) -> Tensor:
+        """[samples, 2, D] on the CPU, from the base without adapters."""
+        self._weights.select(BASE)
+        try:
+            chunks = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
+            return torch.cat([self._chunk(chunk) for chunk in chunks])
+        finally:
+            self._weights.select(None)
+
+    @torch.no_grad()
+    def _chunk(self, samples: Sequence[Sample]) -> Tensor:
+        prompts = self._batcher.prompts(samples)
+        embedded = embedded_inputs(self._model, prompts).float().cpu()
+        there = prompts["attention_mask"].bool()
+        image = there & (prompts["input_ids"] == self._batcher.processor.image_token_id)
+        parts = [_mean(embedded, image), _mean(embedded, there & ~image)]
+        return torch.stack(parts, dim=1)
+
+
+class RoutedAnswerer:
+    """Answers each sample through the weights its router chooses, and says which on the answer.
+
+    With `oracle`, every sample goes where the oracle says; the router is not asked.
+    """
+
+    def __init__(
+        self, router: Router, weights: Weights, answerer: Answerer, *, oracle: str | None = None
+    ) -> None:
+        self._router, self._weights, self._answerer = router, weights, answerer
+        self._oracle = oracle
+
+    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        for route, rows in self._groups(samples):
+            self._answerer.route = route
+            found = self._answerer.answer([samples[i] for i in rows], max_new_tokens=max_new_tokens)
+            answers.update(zip(rows, found, strict=True))
+        return [answers[i] for i in range(len(samples))]
+
+    def log_likelihood(
+        self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        sums: dict[int, list[float]] = {}
+        for _, rows in self._groups(samples):
+            found = self._answerer.log_likelihood(
+                [samples[i] for i in rows], [continuations[i] for i in rows]
+            )
+            sums.update(zip(rows, found, strict=True))
+        return [sums[i] for i in range(len(samples))]
+
+    def _groups(self, samples: Sequence[Sample]) -> Any:
+        """(route, its rows), with that route's weights selected while the caller works."""
+        routes = [self._oracle] * len(samples) if self._oracle else self._router.routes(samples)
+        try:
+            for route in dict.fromkeys(routes):
+                self._weights.select(route)
+                yield route, [i for i, r in enumerate(routes) if r == route]
+        finally:
+            self._weights.select(None)
+
+
+class _Seen(Exception):  # noqa: N818  (it carries a value, it is no error)
+    def __init__(self, embeds: Tensor) -> None:
+        self.embeds = embeds
+
+
+def embedded_inputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """What the language model is given: text and projected media, [B, L, D].
+
+    Every vision-language model hands its language model `inputs_embeds`; the pass ends there.
+    """
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Seen(kwargs["inputs_embeds"])
+
+    weight = next(model.parameters())
+    inner = model.get_submodule(components.find(model)["language_model"][0])
+    hook = inner.register_forward_pre_hook(stop, with_kwargs=True)
+    modes = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        model(**to_model(batch, device=weight.device, dtype=weight.dtype), use_cache=False)
+    except _Seen as seen:
+        return seen.embeds
+    finally:
+        hook.remove()
+        for module in modes:
+            module.training = True
+    raise RuntimeError(f"{type(model).__name__} did not call its language model")
+
+
+def _mean(embedded: Tensor, where: Tensor) -> Tensor:
+    """Mean over the marked positions [B, D]; zero where a row has none."""
+    weight = where.unsqueeze(-1).float()
+    return (embedded * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def _distances(features: Tensor, entry: dict[str, Tensor]) -> Tensor:
+    """Root mean square of the standardised difference, [samples, 2]."""
+    return ((features - entry["mean"]).square() / entry["variance"]).mean(dim=2).sqrt()

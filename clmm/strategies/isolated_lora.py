@@ -1,0 +1,48 @@
+"""One LoRA adapter a task; a router chooses which one answers, or that the base does.
+
+Nothing is overwritten, so only routing can forget. After each stage the router learns the task's
+prototype from its training samples (`clmm.routing.PrototypeRouter`); oracle routing is reported
+beside it. Stores an adapter and a prototype for each task: 4·r·Σ(in + out) + 4·(4·D + 2) bytes.
+No sharded parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clmm.strategy import BASE, Context, Method, Stages, one_by_one
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsolatedLora:
+    """Every task has its own adapter of this rank, so each stage trains as much as one LoRA."""
+
+    rank: int = 8
+    """Rank of each LoRA update."""
+    alpha: int = 16
+    """LoRA's scale is alpha / rank."""
+    router: Literal["prototype"] = "prototype"
+    """How samples find their adapter. The oracle is no choice: it is always reported beside."""
+    quantile: float = 0.99
+    """Samples farther from a task than this share of its training samples (and a quarter more) are
+    answered by another adapter, or by the base."""
+    learning_rate: float | None = None
+    """In place of train.learning_rate."""
+
+    def stages(self, tasks: Sequence[str]) -> Stages:
+        for name in tasks:
+            if "." in name or name == BASE:
+                raise ValueError(f"task {name!r}: an adapter cannot bear this name; rename the task")
+        return one_by_one(tasks)
+
+    def build(self, context: Context) -> Method:
+        from clmm.adapters import Lora
+        from clmm.routing import PrototypeRouter
+
+        lora = Lora(
+            context.model, rank=self.rank, alpha=self.alpha, seed=context.seed, one_per_task=True
+        )
+        router = PrototypeRouter(context.model, context.batcher, lora, quantile=self.quantile)
+        return Method(weights=lora, router=router)

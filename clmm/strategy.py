@@ -1,0 +1,123 @@
+"""What a continual strategy is: one file in `clmm/strategies`, put to work by `clmm.learner`.
+
+A strategy is a frozen keyword-only dataclass, its fields its settings. It says which tasks each
+stage trains on and builds its parts: the weights it trains, Avalanche plugins, a router. Knows no
+training loop; imports no torch, so that settings are checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from streams.sample import Sample
+from streams.stream import Stream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clmm.batching import Batcher
+
+BASE = "base"
+"""The route of an answer that the untouched base model gave."""
+
+Stages = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a strategy may build itself from."""
+
+    model: Any
+    """The Hugging Face model, frozen; strategies make parts of it trainable."""
+    batcher: Batcher
+    stream: Stream
+    alignment: tuple[Sample, ...]
+    """Samples of wanted behaviour that belong to no task; often empty."""
+    seed: int
+
+
+class Weights(Protocol):
+    """The weights that a strategy trains, and the only thing that changes a model."""
+
+    @property
+    def trainable_parameters(self) -> int:
+        """How many parameters one stage trains."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes kept beside the base model, of all stages so far."""
+
+    def begin(self, task: str) -> None:
+        """Makes ready what the stage of this task trains."""
+
+    def select(self, route: str | None) -> None:
+        """Answers come from these weights from now on: a task's, BASE, or (None) the latest."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def restore(self) -> None:
+        """The base model is again what it was, bit for bit."""
+
+
+class Router(Protocol):
+    """Chooses weights for a sample, from the sample alone."""
+
+    @property
+    def stored_bytes(self) -> int: ...
+
+    def learn(self, task: str, samples: Sequence[Sample]) -> None: ...
+
+    def routes(self, samples: Sequence[Sample]) -> list[str]:
+        """A learnt task's name, or BASE, for each sample; independent of the other samples."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A plugin whose memory survives a restart as JSON; samples are kept by their ids.
+
+    `pool` is an Avalanche data set of all the stream's training samples, to find them in again.
+    """
+
+    @property
+    def stored_bytes(self) -> int: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: Mapping[str, Any], pool: Any) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Method:
+    """A strategy at work on one model."""
+
+    weights: Weights
+    plugins: list[Any] = field(default_factory=list)
+    """Avalanche plugins, or objects with some of their callbacks."""
+    router: Router | None = None
+
+
+class Strategy(Protocol):
+    """The one public dataclass of a file in `clmm/strategies`.
+
+    It may have two further settings that the learner obeys: `learning_rate` (in place of
+    `train.learning_rate` when not None) and `plugins` (stock Avalanche plugins, see
+    `clmm.avalanche_plugins`).
+    """
+
+    def stages(self, tasks: Sequence[str]) -> Stages:
+        """The tasks that each stage trains on; () when nothing is trained."""
+
+    def build(self, context: Context) -> Method: ...
+
+
+def one_by_one(tasks: Sequence[str]) -> Stages:
+    """The continual protocol: a stage for each task, in order."""
+    return tuple((task,) for task in tasks)

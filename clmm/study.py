@@ -1,0 +1,382 @@
+"""What a study is: its settings, from YAML, from `key=value` overrides, or from a script.
+
+Knows how settings are read, checked and written back; loads no model, no stream and no data.
+Errors name the field, the bad value, the nearest good one and, for a file, the line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from streams import catalog, settings
+from streams.settings import SettingError
+from streams.stream import Stream
+
+if TYPE_CHECKING:
+    from clmm.training import TrainSettings
+
+DEFAULT_STUDY = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One model, one stream, some strategies and seeds, and what is probed after every stage.
+
+    `Study.resolve` makes one from plain values; every field then holds objects.
+    """
+
+    model: str = "nano"
+    """nano, a folder with a Hugging Face vision-language model, or a hub id."""
+    stream: Any = "default"
+    """The tasks in order: a stream's name, a path, a list of sources, or a Stream."""
+    strategies: tuple[Any, ...]
+    """The continual strategies to compare, by name or as objects."""
+    labels: tuple[str, ...] = ()
+    """The strategies' names in the run folder and the report; a spec may give its own `label`."""
+    probes: tuple[Any, ...]
+    """What is asked after every stage beside the tasks; left out, the standard probes."""
+    seeds: tuple[int, ...] = (0,)
+    """One run a strategy and seed."""
+    train: TrainSettings
+    """How each stage trains; the same for all strategies."""
+    alignment: Any = None
+    """Source of alignment samples that a strategy may mix in; None when none does."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; left out, the best that is there."""
+    precision: str = "fp32"
+    """fp32 or bf16."""
+    answer_batch_size: int = 64
+    """Samples answered at a time."""
+    max_new_tokens: int = 48
+    """Longest answer, in tokens."""
+    probe_seed: int = 0
+    """Draws the probes' items; the same for all strategies, seeds and stages."""
+    workers: int | None = None
+    """Runs side by side, one thread each; left out, one a core, or one on a GPU. Scores stay."""
+
+    @classmethod
+    def resolve(cls, values: Mapping[str, Any]) -> Study:
+        """A study from plain values or objects; raises SettingError."""
+        from clmm.training import TrainSettings
+        from safety import standard_probes
+
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "labels"]
+        for key in values:
+            if key not in known:
+                raise SettingError(f"{key}: no such setting{catalog.nearest(str(key), known)}")
+        resolved = dict(values)
+        specs = _listed(values, "strategies")
+        given = [spec.get("label") if isinstance(spec, Mapping) else None for spec in specs]
+        specs = [_without_label(spec) for spec in specs]
+        resolved["strategies"] = _objects("clmm.strategies", specs, "strategies")
+        if not resolved["strategies"]:
+            raise SettingError("strategies: name at least one; `clmm ls strategies` lists them")
+        resolved["labels"] = labels(resolved["strategies"], given)
+        probes = _objects("safety.probes", _listed(values, "probes"), "probes")
+        resolved["probes"] = tuple(standard_probes()) if values.get("probes") is None else probes
+        train = values.get("train") or {}
+        if isinstance(train, Mapping):
+            resolved["train"] = settings.build(TrainSettings, train, where="train")
+        _check_plain(cls, resolved)
+        return cls(**resolved)
+
+    def plain(self) -> dict[str, Any]:
+        """Every setting as plain data, defaults filled in, for config.yaml.
+
+        `workers` is left out: a study may be resumed with another number of them.
+        """
+        return {
+            "model": str(self.model),
+            "stream": _plain_stream(self.stream),
+            "strategies": [
+                {"label": label, **to_spec("clmm.strategies", strategy)}
+                for label, strategy in zip(self.labels, self.strategies, strict=True)
+            ],
+            "probes": [to_spec("safety.probes", p) for p in self.probes],
+            "seeds": list(self.seeds),
+            "train": _plain(self.train),
+            "alignment": _plain_stream(self.alignment),
+            **{name: getattr(self, name) for name in _SCALARS},
+        }
+
+
+_SCALARS = ("device", "precision", "answer_batch_size", "max_new_tokens", "probe_seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plain:
+    """The settings whose types pydantic can check without importing a neural network."""
+
+    model: str = "nano"
+    seeds: tuple[int, ...] = (0,)
+    device: str | None = None
+    precision: str = "fp32"
+    answer_batch_size: int = 64
+    max_new_tokens: int = 48
+    probe_seed: int = 0
+    workers: int | None = None
+
+
+def _check_plain(cls: type[Study], resolved: dict[str, Any]) -> None:
+    """Checks and converts the simple fields in place."""
+    if isinstance(resolved.get("seeds"), int):
+        resolved["seeds"] = (resolved["seeds"],)
+    if isinstance(resolved.get("model"), Path):
+        resolved["model"] = str(resolved["model"])
+    names = [f.name for f in dataclasses.fields(_Plain) if f.name in resolved]
+    try:
+        checked = settings.build(_Plain, {n: resolved[n] for n in names}, where="study")
+    except SettingError as error:
+        raise SettingError(str(error).removeprefix("study.")) from None
+    resolved.update({name: getattr(checked, name) for name in names})
+    if len(set(checked.seeds)) != len(checked.seeds) or not checked.seeds:
+        raise SettingError(f"seeds: give each seed once, at least one; got {list(checked.seeds)}")
+    if checked.precision not in ("fp32", "bf16"):
+        nearest = catalog.nearest(checked.precision, ["fp32", "bf16"])
+        raise SettingError(f"precision: there is no {checked.precision!r}{nearest}")
+    for name in ("answer_batch_size", "max_new_tokens", "workers"):
+        value = getattr(checked, name)
+        if value is not None and value < 1:
+            raise SettingError(f"{name}: must be at least 1; got {value}")
+
+
+def _listed(values: Mapping[str, Any], key: str) -> list[Any]:
+    specs = values.get(key)
+    if specs is None:
+        return []
+    single = isinstance(specs, (str, Mapping)) or not isinstance(specs, Iterable)
+    return [specs] if single else list(specs)
+
+
+def _without_label(spec: Any) -> Any:
+    if not isinstance(spec, Mapping):
+        return spec
+    return {key: value for key, value in spec.items() if key != "label"}
+
+
+def _objects(package: str, specs: Sequence[Any], key: str) -> tuple[Any, ...]:
+    return tuple(
+        settings.from_spec(package, spec, where=f"{key}[{i}]") for i, spec in enumerate(specs)
+    )
+
+
+def to_spec(package: str, thing: Any) -> dict[str, Any]:
+    """`{"name": …, settings…}` from which `settings.from_spec` makes `thing` again."""
+    kind = type(thing)
+    own = kind.__module__.startswith(f"{package}.")
+    name = kind.__module__.rpartition(".")[2] if own else f"{kind.__module__}:{kind.__qualname__}"
+    values = _plain(thing)
+    return {"name": name, **(values if isinstance(values, dict) else {"value": values})}
+
+
+def _plain_stream(stream: Any) -> Any:
+    """A source as its spec. Of a Stream made by hand only names remain: it cannot be read back,
+    but the provenance's hash tells whether a resumed run has the same one."""
+    if isinstance(stream, Stream):
+        return {"name": stream.name, "tasks": [task.name for task in stream.tasks]}
+    if isinstance(stream, (list, tuple)):
+        return [_plain_stream(source) for source in stream]
+    if dataclasses.is_dataclass(stream) and not isinstance(stream, type):
+        return to_spec("streams.sources", stream)
+    return _plain(stream)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        shown = [f.name for f in dataclasses.fields(value) if f.init]
+        return {name: _plain(getattr(value, name)) for name in shown}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(TypeAdapter(Any).dump_python(value, mode="json", fallback=repr))
+
+
+def labels(strategies: Sequence[Any], given: Sequence[str | None]) -> tuple[str, ...]:
+    """Folder names: the given ones, else the name and what sets it apart from namesakes."""
+    specs = [to_spec("clmm.strategies", strategy) for strategy in strategies]
+    found: list[str] = []
+    for spec, label in zip(specs, given, strict=True):
+        twins = [other for other in specs if other["name"] == spec["name"]]
+        apart = [key for key in spec if any(other.get(key) != spec[key] for other in twins)]
+        name = str(spec["name"]).rpartition(":")[2]
+        text = label or "-".join([name, *(f"{key}-{spec[key]}" for key in apart)])
+        text = re.sub(r"[^\w.-]+", "_", str(text), flags=re.ASCII)
+        if text in found:
+            place = f"strategies[{len(found)}]"
+            raise SettingError(f"{place}: {text} is there already; give it a label of its own")
+        found.append(text)
+    return tuple(found)
+
+
+# Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads 1e-3 as the number it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
+        if key in seen:
+            place = f"{key_node.start_mark.name}:{line}"
+            raise SettingError(f"{place}: {key} is given twice, first on line {seen[key]}")
+        seen[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _parse(text: str, name: str) -> tuple[Any, yaml.Node | None]:
+    """The plain value and the node tree of a YAML text; `name` is shown in errors."""
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+        raise SettingError(f"{name}{line}: not YAML: {error.problem}") from None
+    finally:
+        loader.dispose()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A study as somebody wrote it, with the places to blame for errors."""
+
+    name: str
+    values: dict[str, Any]
+    path: Path | None = None
+    _node: yaml.Node | None = field(default=None, repr=False)
+    _overridden: tuple[str, ...] = ()
+
+    def study(self) -> Study:
+        """The study; a SettingError gets the line it came from."""
+        try:
+            return Study.resolve(self.values)
+        except SettingError as error:
+            raise SettingError(f"{self.place(str(error))}{error}") from None
+
+    def place(self, message: str) -> str:
+        """`study.yaml:12: ` for a message that begins with a field that the file sets."""
+        dotted = re.match(r"[\w.\[\]-]*", message)
+        keys = re.findall(r"[\w-]+", dotted.group() if dotted else "")
+        for override in self._overridden:
+            blamed, overridden = set(keys), override.split(".")
+            if overridden[0] in blamed and (overridden[-1] in blamed or len(keys) == 1):
+                return "command line: "
+        node, line = self._node, 0
+        for key in keys:
+            if isinstance(node, yaml.MappingNode):
+                for key_node, value in node.value:
+                    if key_node.value == key:
+                        node, line = value, key_node.start_mark.line + 1
+                        break
+            elif isinstance(node, yaml.SequenceNode) and key.isdigit():
+                node = node.value[int(key)]
+                line = node.start_mark.line + 1
+        if self.path is None:
+            return ""
+        return f"{self.path}:{line}: " if line else f"{self.path}: "
+
+
+def read(source: str | Path, overrides: Sequence[str] = ()) -> Written:
+    """A study file, or `default` for the packaged one, with `key=value` overrides applied."""
+    path = Path(source)
+    if str(source) == DEFAULT_STUDY and not path.is_file():
+        packaged = resources.files("clmm") / "studies" / f"{DEFAULT_STUDY}.yaml"
+        path = Path(str(packaged))
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        hint = catalog.nearest(str(source), [*near, DEFAULT_STUDY])
+        raise SettingError(f"{source}: there is no such study file{hint}")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: not a text file in UTF-8: {error.reason}") from None
+    values, node = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: a study is a mapping of settings, not {type(values).__name__}")
+    for key in ("model", "stream", "alignment"):
+        if key in values:
+            values[key] = _beside(values[key], path.parent)
+    for override in overrides:
+        _override(values, override)
+    keys = tuple(override.partition("=")[0] for override in overrides)
+    return Written(name=path.stem, values=values, path=path, _node=node, _overridden=keys)
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    """A relative path means: beside the study file, when it is there."""
+    if isinstance(value, list):
+        return [_beside(one, folder) for one in value]
+    if isinstance(value, dict):
+        paths = {key: _beside(value[key], folder) for key in ("name", "folder") if key in value}
+        return {**value, **paths}
+    if isinstance(value, str) and "/" in value and (folder / value).exists():
+        return str((folder / value).resolve())
+    return value
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Applies `a.b=value`, where a number is a place in a list: `strategies.0.budget=0.1`."""
+    dotted, equals, written = text.partition("=")
+    if not equals or not dotted:
+        raise SettingError(f"command line: {text!r} is not key=value")
+    value, _ = _parse(written, f"command line: {dotted}")
+    keys = dotted.split(".")
+    holder: Any = values
+    for depth, key in enumerate(keys[:-1]):
+        child = holder[_index(holder, key, dotted)] if _has(holder, key) else None
+        if isinstance(child, str):
+            child = {"name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, (dict, list)):
+            here = ".".join(keys[: depth + 1])
+            raise SettingError(f"command line: {dotted}: {here} is {child!r} and has no settings")
+        holder[_index(holder, key, dotted)] = child
+        holder = child
+    holder[_index(holder, keys[-1], dotted)] = value
+
+
+def _has(holder: Any, key: str) -> bool:
+    return isinstance(holder, list) or key in holder
+
+
+def _index(holder: Any, key: str, dotted: str) -> Any:
+    if isinstance(holder, dict):
+        return key
+    if not key.isdigit() or int(key) >= len(holder):
+        last = len(holder) - 1
+        raise SettingError(
+            f"command line: {dotted}: {key!r} is not a place in the list, 0 to {last}"
+        )
+    return int(key)
+
+
+def to_yaml(plain: Mapping[str, Any]) -> str:
+    """Plain settings as YAML, keys in their own order."""
+    return yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,277 @@
+"""The one training loop: Avalanche's supervised template with accelerate inside.
+
+Knows experiences, plugins, gradients and processes; no strategy, no checkpoint, no file. One
+Avalanche iteration is one update of the weights, however many micro-batches and processes share
+it. Per micro-batch: before_forward, after_forward (add what depends on the batch to
+`strategy.loss`). Per update: before_backward (add what depends on the weights alone; it comes
+with the last micro-batch), after_backward (the gradient is whole), before_update, after_update.
+
+The loss is the mean over all supervised tokens of the batch, over all micro-batches and
+processes, so neither their number nor the answers' lengths change the gradient. Import it only
+where training begins: it pulls in Avalanche.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from clmm import components
+from clmm.batching import to_model
+from clmm.benchmark import Examples, Mixture
+from clmm.training import TrainingDiverged, TrainSettings, derived_seed
+
+REPLICATED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+)
+
+
+class TokenLogits(nn.Module):
+    """A vision-language model as Avalanche sees it: examples → logits [supervised tokens, V].
+
+    Its `named_parameters` are the trainable ones alone, because stock plugins copy, square and
+    flatten all they are given. Frozen encoders stay in eval mode.
+    """
+
+    def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        encoders = components.find(model)["encoder"]
+        self._frozen = [
+            module
+            for module in map(model.get_submodule, encoders)
+            if not any(p.requires_grad for p in module.parameters())
+        ]
+
+    def forward(self, examples: Examples) -> Tensor:
+        weight = next(self.model.parameters())
+        batch = to_model(examples.tensors, device=weight.device, dtype=self.model.dtype)
+        rows, columns = (place.to(weight.device, non_blocking=True) for place in examples.places)
+        length = batch["input_ids"].shape[1]
+        # Logits of the prompt, images included, are most of the head's work and never used.
+        first = int(examples.places[1].min()) if self._keeps else 0
+        keep = {"logits_to_keep": length - first} if self._keeps else {}
+        with torch.autocast(weight.device.type, self._autocast, enabled=self._autocast is not None):
+            logits = self.model(**batch, use_cache=False, **keep).logits
+        return logits[rows, columns - first].float()
+
+    def train(self, mode: bool = True) -> TokenLogits:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        named = super().named_parameters(*args, **kwargs)
+        return ((name, weight) for name, weight in named if weight.requires_grad)
+
+
+def cross_entropy(logits: Tensor, examples: Examples) -> Tensor:
+    """Mean over the supervised tokens (nats)."""
+    return nn.functional.cross_entropy(logits, examples.targets)
+
+
+class _NoMetrics:
+    """In the evaluator's place: stages are scored by whoever trains them."""
+
+    supports_distributed = True
+
+    def get_last_metrics(self) -> dict[str, Any]:
+        return {}
+
+
+class Trainer(SupervisedTemplate):
+    """Trains `model` on one experience after another; plugins as in Avalanche.
+
+    `report` is called after every update with stage, step, steps, loss and seconds. Raises
+    TrainingDiverged, before the update, when loss or gradient is not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        settings: TrainSettings,
+        seed: int,
+        plugins: Sequence[Any] = (),
+        find_unused_parameters: bool = False,
+    ) -> None:
+        device = next(model.parameters()).device
+        unused = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+        self._accelerator = partial(
+            Accelerator,
+            cpu=device.type == "cpu",
+            mixed_precision="no",
+            kwargs_handlers=[unused],
+        )
+        self.accelerator = self._accelerator()
+        if self.accelerator.distributed_type not in REPLICATED:
+            raise RuntimeError(
+                f"{self.accelerator.distributed_type.value} shards parameters, which checkpoints "
+                "and strategies here do not support yet; launch with plain torchrun"
+            )
+        self.world = self.accelerator.num_processes
+        if settings.batch_size % self.world:
+            raise RuntimeError(
+                f"train.batch_size: {settings.batch_size} samples cannot be shared by "
+                f"{self.world} processes; take a multiple"
+            )
+        self.settings, self.seed = settings, seed
+        self.report: Callable[[dict[str, Any]], None] = lambda event: None
+        share = settings.batch_size // self.world
+        super().__init__(
+            model=TokenLogits(model, autocast=torch.bfloat16 if settings.precision == "bf16" else None),
+            optimizer=None,  # made afresh for every experience
+            criterion=cross_entropy,
+            train_mb_size=min(settings.micro_batch_size or share, share),
+            device=self.accelerator.device if self.world > 1 else device,
+            plugins=plugins,
+            evaluator=_NoMetrics(),
+        )
+        self.replica: nn.Module = self.model
+
+    @property
+    def stage(self) -> int:
+        """The stage that trains now or next, from 1."""
+        return int(self.clock.train_exp_counter) + 1
+
+    def make_train_dataloader(self, **_: Any) -> None:
+        data = self.adapted_dataset
+        tasks = len(data.targets_task_labels.uniques)
+        self.dataloader = Mixture(
+            own=data,
+            batch_size=self.settings.batch_size,
+            steps=self.settings.updates(len(data), tasks),
+            seed=derived_seed(self.seed, self.stage, "order"),
+            rank=self.accelerator.process_index,
+            world=self.world,
+        )
+
+    def check_model_and_optimizer(self, **_: Any) -> None:
+        """Nothing: plugins may still change what is trained, see `_before_training_exp`."""
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        weights = list(self.model.parameters())
+        if not weights:
+            raise RuntimeError(f"stage {self.stage}: the strategy made no parameter trainable")
+        groups = [
+            {"params": [w for w in weights if w.ndim > 1], "weight_decay": self.settings.weight_decay},
+            {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.settings.learning_rate,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        # A fresh one holds no earlier stage's replica or optimiser.
+        self.accelerator = self._accelerator()
+        self.replica, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        if self.settings.gradient_checkpointing:
+            _checkpointing(self.model.model, "enable", {"use_reentrant": False})
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        if self.settings.gradient_checkpointing:
+            _checkpointing(self.model.model, "disable")
+        super()._after_training_exp(**kwargs)
+        self.optimizer.zero_grad()
+        self.replica, self.optimizer = self.model, None
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        steps, start = len(self.dataloader), time.perf_counter()
+        limit = self.settings.clip_norm or math.inf
+        weights = list(self.model.parameters())
+        for step, self.mbatch in enumerate(self.dataloader):
+            if self._stop_training:
+                break
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate_at(step, steps)
+            self.optimizer.zero_grad()
+            loss = self._backpropagate(**kwargs)
+            self._after_backward(**kwargs)
+            norm = float(self.accelerator.clip_grad_norm_(weights, limit))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingDiverged(
+                    stage=self.stage, step=step + 1, steps=steps, loss=loss, norm=norm
+                )
+            self._before_update(**kwargs)
+            self.optimizer_step()
+            self._after_update(**kwargs)
+            self._after_training_iteration(**kwargs)
+            seconds = time.perf_counter() - start
+            self.report(
+                {"stage": self.stage, "step": step + 1, "steps": steps, "loss": loss,
+                 "seconds": seconds}
+            )  # fmt: skip
+
+    def _backpropagate(self, **kwargs: Any) -> float:
+        """The whole batch's gradient; returns its loss, of all processes, penalties left out."""
+        parts = self.mb_x.split(self.train_mb_size)
+        labels = self.mb_task_id.split(self.train_mb_size)
+        tokens = self._over_processes(sum(part.tokens for part in parts))
+        total = torch.zeros((), device=self.device)
+        for part, task_labels in zip(parts, labels, strict=True):
+            last = part is parts[-1]
+            self.mbatch = [part, part, task_labels]
+            with nullcontext() if last else self.accelerator.no_sync(self.replica):
+                self.loss = self._make_empty_loss()
+                self._before_forward(**kwargs)
+                self.mb_output = self.forward()
+                self._after_forward(**kwargs)
+                own = self.criterion() * (part.tokens / tokens)
+                total += own.detach()
+                # Processes average their gradients; the batch's gradient is their sum.
+                self.loss = self.loss + own * self.world
+                if last:
+                    self._before_backward(**kwargs)
+                self.backward()
+        return float(self._over_processes(total))
+
+    def forward(self) -> Tensor:
+        logits: Tensor = self.replica(self.mb_x)
+        return logits
+
+    def backward(self) -> None:
+        self.accelerator.backward(self.loss)
+
+    def optimizer_step(self) -> None:
+        self.optimizer.step()
+
+    def _over_processes(self, value: Any) -> Any:
+        if self.world == 1:
+            return value
+        return self.accelerator.reduce(torch.as_tensor(value, device=self.device), "sum").item()
+
+    def _check_distributed_training_compatibility(self) -> bool:
+        """Avalanche only warns; a penalty or projection of a share of the batch would be wrong."""
+        if self.world > 1:
+            for plugin in self.plugins:
+                if not getattr(plugin, "supports_distributed", False):
+                    raise RuntimeError(
+                        f"{type(plugin).__name__} does not support several processes; use one"
+                    )
+        return True
+
+
+def _checkpointing(model: Any, what: str, *args: Any) -> None:
+    """transformers 5.23 has it under a new name and warns of the old; 5.17 has only the old."""
+    new, old = (f"{kind}_checkpointing_{what}" for kind in ("activation", "gradient"))
+    getattr(model, new if hasattr(model, new) else old)(*args)

@@ -1,0 +1,186 @@
+"""Runs several jobs side by side in processes of their own, and passes on what they report.
+
+Knows processes and signals, no strategy and no model. A job is forked, so it starts at once with
+all that its parent has loaded and leaves nothing behind; where forking is not sound (a GPU in
+use, macOS, Windows) jobs run one after another in this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from typing import IO, Any
+
+Report = Callable[[dict[str, Any]], None]
+TICK_SECONDS = 0.2
+DETAILS_CHARACTERS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Work with a name. It may report events, mappings of plain values, while it runs."""
+
+    name: str
+    work: Callable[[Report], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a job ended early, and the end of what its process printed."""
+
+    name: str
+    message: str
+    details: str = ""
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: ForkProcess
+    events: Connection
+    printed: IO[bytes]
+    failure: Failure | None = None
+
+
+def can_fork() -> bool:
+    """Whether a forked copy of this process can compute: Linux, and no GPU context in it yet."""
+    if not sys.platform.startswith("linux"):
+        return False
+    torch = sys.modules.get("torch")
+    return torch is None or not torch.cuda.is_initialized()
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, workers: int, on_event: Callable[[str, dict[str, Any]], None]
+) -> list[Failure]:
+    """Runs all jobs, at most `workers` at a time; the others go on when one fails.
+
+    `on_event(job name, event)` is called in this process; an empty event is a tick of the clock.
+    With `workers` 0 jobs run here, one after another. KeyboardInterrupt ends all of them.
+    """
+    if workers == 0:
+        return [f for job in jobs if (f := _run_here(job, on_event)) is not None]
+    waiting, failures = list(jobs), list[Failure]()
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(_start(waiting.pop(0)))
+            wait([r.events for r in running], timeout=TICK_SECONDS)
+            for one in list(running):
+                if _drain(one, on_event):
+                    continue
+                running.remove(one)
+                if one.failure is not None:
+                    failures.append(one.failure)
+            on_event("", {})
+    finally:
+        _stop(running)
+    return failures
+
+
+def _run_here(job: Job, on_event: Callable[[str, dict[str, Any]], None]) -> Failure | None:
+    try:
+        job.work(lambda event: on_event(job.name, event))
+    except Exception as error:
+        return Failure(name=job.name, message=_message(error), details=traceback.format_exc())
+    return None
+
+
+def _start(job: Job) -> _Running:
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    printed = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # else the child would print what is still buffered a second time
+    with warnings.catch_warnings():
+        # Python warns that threads do not survive a fork. The child uses none of them: numerical
+        # libraries run single-threaded there, and the display is drawn by this thread.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = context.Process(
+            target=_child, args=(job, sending, printed.fileno(), os.getpid()), daemon=True
+        )
+        process.start()
+    sending.close()
+    return _Running(job=job, process=process, events=receiving, printed=printed)
+
+
+def _drain(one: _Running, on_event: Callable[[str, dict[str, Any]], None]) -> bool:
+    """Passes on what has arrived. False when the job has ended, its failure noted."""
+    try:
+        while one.events.poll():
+            event = one.events.recv()
+            if "failure" in event:
+                one.failure = Failure(name=one.job.name, message=event["failure"])
+            else:
+                on_event(one.job.name, event)
+        return True
+    except EOFError:
+        one.process.join()
+        one.events.close()
+    code = one.process.exitcode or 0
+    if code and one.failure is None:
+        reason = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        hint = "; was there enough memory?" if code == -signal.SIGKILL else ""
+        one.failure = Failure(name=one.job.name, message=f"its process {reason}{hint}")
+    if one.failure is not None:
+        one.printed.seek(0)
+        text = one.printed.read().decode(errors="replace")[-DETAILS_CHARACTERS:]
+        one.failure = dataclasses.replace(one.failure, details=text)
+    one.printed.close()
+    return False
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    for one in running:
+        one.process.terminate()
+    deadline = time.monotonic() + 3
+    for one in running:
+        one.process.join(max(0.0, deadline - time.monotonic()))
+        if one.process.is_alive():
+            one.process.kill()
+            one.process.join()
+        one.events.close()
+        one.printed.close()
+
+
+def _child(job: Job, sending: Connection, printed: int, parent: int) -> None:
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its children
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for stream in (1, 2):  # what libraries print would tear the progress bars
+        os.dup2(printed, stream)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+    try:
+        job.work(sending.send)
+    except Exception as error:
+        os.write(2, traceback.format_exc().encode())
+        sending.send({"failure": _message(error)})
+        sys.exit(1)
+
+
+def _die_with(parent: int) -> None:
+    """Asks the kernel to end this process with its parent, so that kill -9 leaves no orphan."""
+    if sys.platform.startswith("linux"):
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _message(error: BaseException) -> str:
+    text = str(error).strip() or "no message"
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,267 @@
+"""Reads LLaVA-format records from one JSON or JSONL file and finds everything wrong with them.
+
+Knows the format of a record and where its pictures lie; knows no task and no split. A record:
+
+    {"id": "000017", "image": "charts/17.png",
+     "conversations": [{"from": "human", "value": "<image>\\nWhich bar is highest?"},
+                       {"from": "gpt", "value": "The third one."}]}
+
+`image` is a path, a list of paths, or absent for a record of text alone; `images` means the same.
+Each `<image>` in a human turn stands for the next path. A first turn from `system` is allowed.
+Records of further fields are welcome; the fields are not read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streams.catalog import nearest
+from streams.media import MediaError, check_image, inside
+from streams.sample import Image, Message, Part, Role, Text
+from streams.settings import SettingError
+
+PLACEHOLDER = "<image>"
+SHOWN = 5
+_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
+_SPACE = re.compile(r"[ \t\n\r]*")
+_ALIASES = {"user": "human", "assistant": "gpt", "bot": "gpt", "model": "gpt"}
+
+
+class StreamError(SettingError):
+    """A stream that cannot be loaded; the message gives file, record, line and reason."""
+
+
+@dataclass(kw_only=True)
+class Problems:
+    """Collects what is wrong, so that a user mends many records at once."""
+
+    where: str
+    found: list[str] = field(default_factory=list)
+
+    def add(self, place: str, reason: str) -> None:
+        self.found.append(f"{place}: {reason}")
+
+    def check(self) -> None:
+        """Raises StreamError with the first few problems and the number of the others."""
+        if not self.found:
+            return
+        more = len(self.found) - SHOWN
+        lines = [*self.found[:SHOWN], *([f"… and {more} more"] if more > 0 else [])]
+        raise StreamError("\n  ".join([f"{self.where} cannot be used:", *lines]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A sound record: its id, its place in the file, its turns and its pictures."""
+
+    id: str
+    place: str
+    turns: tuple[Message, ...]
+    pictures: tuple[Path, ...]
+    names: tuple[str, ...]
+    """The pictures' paths as they are written in the file: the same on every machine."""
+
+
+def read_records(file: Path, folders: Sequence[Path], problems: Problems) -> list[Record]:
+    """All sound records of `file`; the others go to `problems`.
+
+    A picture's path is looked up in each of `folders` in turn.
+    """
+    records: list[Record] = []
+    first_place: dict[str, str] = {}
+    for place, raw in _raw_records(file, problems):
+        try:
+            record = _record(raw, place, folders)
+        except (StreamError, MediaError, OSError) as error:
+            problems.add(place, str(error))
+            continue
+        if record.id in first_place:
+            problems.add(place, f"id {record.id!r} is already that of {first_place[record.id]}")
+            continue
+        first_place[record.id] = place
+        records.append(record)
+    if not records and not problems.found:
+        problems.add(file.name, "holds no record")
+    return records
+
+
+def check_pictures(records: Sequence[Record], problems: Problems) -> None:
+    """Decodes every picture once. Pillow lets other threads work while it decodes."""
+    users = {path: record for record in reversed(records) for path in record.pictures}
+
+    def fault(path: Path) -> str | None:
+        try:
+            check_image(path)
+        except MediaError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        for path, reason in zip(users, pool.map(fault, users), strict=True):
+            if reason:
+                problems.add(users[path].place, reason)
+
+
+def _raw_records(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each record, with the line on which it starts."""
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add(file.name, f"cannot be read as UTF-8 text: {error}")
+        return
+    try:
+        if file.suffix == ".jsonl":
+            yield from _from_lines(text, file.name, problems)
+        else:
+            yield from _from_array(text, file.name)
+    except (ValueError, RecursionError) as error:
+        problems.add(file.name, _json_fault(error, text, 1))
+
+
+def _from_lines(text: str, name: str, problems: Problems) -> Iterator[tuple[str, Any]]:
+    index = 0
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        index += 1
+        place = f"{name}, record {index} (line {number})"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.add(place, _json_fault(error, line, number))
+            continue
+        yield place, value
+
+
+def _from_array(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    """Decodes element after element, because json alone forgets where each one stood."""
+    decoder = json.JSONDecoder()
+
+    def past_space(at: int) -> int:
+        found = _SPACE.match(text, at)
+        return found.end() if found else at
+
+    at = past_space(0)
+    if text[at : at + 1] != "[":
+        hint = "; for one object a line, name it .jsonl" if text[at : at + 1] == "{" else ""
+        raise StreamError(f"must hold a list of records{hint}")
+    at, index, line, counted = past_space(at + 1), 0, 1, 0
+    while text[at : at + 1] != "]":
+        index += 1
+        line, counted = line + text.count("\n", counted, at), at
+        value, at = decoder.raw_decode(text, at)
+        yield f"{name}, record {index} (line {line})", value
+        at = past_space(at)
+        if text[at : at + 1] == ",":
+            at = past_space(at + 1)
+            if text[at : at + 1] == "]":
+                raise json.JSONDecodeError("Expecting a record after ','", text, at)
+        elif text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+    if past_space(at + 1) != len(text):
+        raise json.JSONDecodeError("Extra data after the list", text, past_space(at + 1))
+
+
+def _json_fault(error: Exception, text: str, first_line: int) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        line = first_line + error.lineno - 1
+        return f"line {line}, column {error.colno}: is not valid JSON: {error.msg}"
+    if isinstance(error, RecursionError):
+        return "is not valid JSON: nested too deeply"
+    return str(error)
+
+
+def _record(raw: Any, place: str, folders: Sequence[Path]) -> Record:
+    if not isinstance(raw, dict):
+        raise StreamError(f"a record must be an object, not {_shown(raw)}")
+    identity = raw.get("id")
+    if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
+        raise StreamError(f"id: must be a text or a number, not {_shown(identity)}")
+    names = tuple(_picture_names(raw))
+    pictures = tuple(_find(name, folders) for name in names)
+    turns = _turns(raw.get("conversations"), pictures)
+    return Record(id=str(identity), place=place, turns=turns, pictures=pictures, names=names)
+
+
+def _picture_names(raw: dict[str, Any]) -> list[str]:
+    if "image" in raw and "images" in raw:
+        raise StreamError("has both image and images; give one of them")
+    names = raw.get("image", raw.get("images"))
+    names = [] if names is None else [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StreamError(f"image: must be a path or a list of paths, not {_shown(names)}")
+    return names
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path:
+    found = [path for folder in folders if (path := inside(folder, name)).is_file()]
+    if not found:
+        looked = " or ".join(str(folder) for folder in folders)
+        raise StreamError(f"image: there is no {name!r} in {looked}")
+    return found[0]
+
+
+def _turns(raw: Any, pictures: Sequence[Path]) -> tuple[Message, ...]:
+    if not isinstance(raw, list) or not raw:
+        raise StreamError(f"conversations: must be a list of turns, not {_shown(raw)}")
+    left = list(pictures)
+    turns: list[Message] = []
+    for number, turn in enumerate(raw, start=1):
+        where = f"conversations, turn {number}"
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise StreamError(f"{where}: must have a from and a value of text; got {_shown(turn)}")
+        role = _role(turn.get("from"), where)
+        text: str = turn["value"]
+        expected = "assistant" if turns and turns[-1].role == "user" else "user"
+        if role != expected and not (role == "system" and number == 1):
+            if expected == "assistant":
+                raise StreamError(f"{where}: the question before it has no answer")
+            raise StreamError(f"{where}: comes from {turn['from']!r}; human and gpt must alternate")
+        if role != "user" and PLACEHOLDER in text:
+            raise StreamError(f"{where}: {PLACEHOLDER} in a turn that is not from human")
+        if role != "system" and not text.strip():
+            kind = "answer" if role == "assistant" else "question"
+            raise StreamError(f"{where}: the {kind} is empty")
+        turns.append(Message(role=role, parts=_parts(text, left)))
+    if turns[-1].role != "assistant":
+        raise StreamError("has no answer: its last turn is not from gpt")
+    holders = sum(str(turn["value"]).count(PLACEHOLDER) for turn in raw)
+    if holders != len(pictures):
+        raise StreamError(f"{holders} {PLACEHOLDER} placeholders for {len(pictures)} images")
+    return tuple(turns)
+
+
+def _role(name: Any, where: str) -> Role:
+    if not isinstance(name, str) or name not in _ROLES:
+        meant = _ALIASES.get(str(name))
+        hint = f"; did you mean {meant}?" if meant else nearest(str(name), list(_ROLES))
+        raise StreamError(f"{where}: there is no role {_shown(name)}{hint}")
+    return _ROLES[name]
+
+
+def _parts(text: str, left: list[Path]) -> tuple[Part, ...]:
+    """Text and pictures in reading order; takes the pictures it needs from `left`.
+
+    The line break that LLaVA writes between a placeholder and the text belongs to neither.
+    """
+    pieces = text.split(PLACEHOLDER)
+    parts: list[Part] = []
+    for index, piece in enumerate(pieces):
+        if index and left:
+            parts.append(Image(source=left.pop(0)))
+        piece = piece.removeprefix("\n") if index else piece
+        piece = piece.removesuffix("\n") if index < len(pieces) - 1 else piece
+        if piece:
+            parts.append(Text(text=piece))
+    return tuple(parts)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,40 @@
+"""The README's commands do what it says: those in a block marked `<!-- runnable -->` are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+BLOCK = re.compile(r"<!-- runnable -->\s*```(?:sh|bash|console)\n(.*?)```", re.DOTALL)
+COMMANDS = [
+    line.strip()
+    for block in BLOCK.findall(README.read_text("utf-8") if README.is_file() else "")
+    for line in block.splitlines()
+    if line.strip() and not line.lstrip().startswith("#")
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command, comments=True)
+    assert words[0] in ("clmm", "python"), f"a runnable line begins with clmm or python: {command}"
+    programs = {"clmm": [sys.executable, "-m", "clmm.cli"], "python": [sys.executable]}
+    for name in ("examples",):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        [*programs[words[0]], *words[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr

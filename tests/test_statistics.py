@@ -1,0 +1,216 @@
+"""The statistics of drift against statsmodels, enumeration, and published numbers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from statsmodels.stats.contingency_tables import mcnemar as oracle_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from safety import statistics
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 200), (3, 10), (50, 100), (99, 100), (7, 7)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilson_is_that_of_statsmodels(k: int, n: int, confidence: float) -> None:
+    expected = proportion_confint(k, n, alpha=1 - confidence, method="wilson")
+    assert statistics.wilson(k, n, confidence=confidence) == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_event_in_200_leaves_a_percent_and_a_half() -> None:
+    assert statistics.wilson(0, 200, confidence=0.9)[1] == pytest.approx(0.0134, abs=5e-4)
+    with pytest.raises(ValueError, match="n must be positive"):
+        statistics.wilson(0, 0)
+
+
+def test_a_design_effect_is_the_size_of_clusters_that_agree() -> None:
+    sums = np.array([5.0, 0.0] * 50)
+    sizes = np.full(100, 5.0)
+    assert statistics.design_effect(sums, sizes) == pytest.approx(5, rel=0.02)
+    low, high = statistics.wilson(250, 500, design_effect=5)
+    assert (low, high) == pytest.approx(proportion_confint(50, 100, method="wilson"))
+    assert statistics.design_effect(np.zeros(4), np.full(4, 3.0)) == 1
+
+
+def test_bootstrap_is_seeded_and_as_wide_as_theory_says() -> None:
+    rng = np.random.default_rng(0)
+    above, below = rng.binomial(1, 0.3, size=400).astype(float), np.ones(400)
+    low, high = statistics.cluster_bootstrap(above, below)
+    assert (low, high) == statistics.cluster_bootstrap(above, below)
+    rate = above.mean()
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(rate * (1 - rate) / 400), rel=0.1)
+    doubled = statistics.cluster_bootstrap(above * 7, below * 7)
+    assert doubled == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(("worse", "better"), [(0, 0), (5, 0), (0, 5), (6, 3), (12, 12), (40, 9)])
+def test_mcnemar_is_that_of_statsmodels(worse: int, better: int) -> None:
+    p = statistics.mcnemar(worse, better)
+    if worse > better:
+        table = [[0, worse], [better, 0]]
+        assert 2 * p == pytest.approx(oracle_mcnemar(table, exact=True).pvalue)
+    else:
+        assert p >= 0.5
+
+
+def test_sign_flip_counts_every_flip() -> None:
+    rng = np.random.default_rng(1)
+    for differences in (rng.integers(-3, 4, size=9).astype(float), np.array([2.0, 2, -4, 6])):
+        flips = np.array(list(itertools.product((-1, 1), repeat=len(differences))))
+        expected = np.mean(flips @ np.abs(differences) >= differences.sum() - 1e-9)
+        assert statistics.sign_flip(differences) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sign_flip_of_real_numbers_is_close_and_of_single_items_mcnemar() -> None:
+    rng = np.random.default_rng(2)
+    differences = rng.normal(0.4, 1, size=14)
+    flips = np.array(list(itertools.product((-1, 1), repeat=14)))
+    expected = np.mean(flips @ np.abs(differences) >= differences.sum() - 1e-9)
+    assert statistics.sign_flip(differences) == pytest.approx(expected, rel=0.02)
+    signs = np.array([1.0] * 9 + [-1.0] * 2 + [0.0] * 30)
+    assert statistics.sign_flip(signs) == statistics.mcnemar(9, 2)
+    assert statistics.sign_flip(np.zeros(5)) == 1
+
+
+def test_sign_flip_reaches_the_levels_that_late_stages_need() -> None:
+    assert statistics.sign_flip(np.full(40, 2.0)) == pytest.approx(2.0**-40)
+
+
+def _change(now: list[float], anchor: list[float], size: int = 1) -> statistics.Change:
+    ones = np.ones(len(now))
+    clusters = [str(i // size) for i in range(len(now))]
+    return statistics.paired(np.array([now, ones]), np.array([anchor, ones]), clusters)
+
+
+def test_a_paired_change_of_shares() -> None:
+    anchor = [1.0] * 90 + [0.0] * 10
+    now = [0.0] * 12 + [1.0] * 78 + [0.0] * 6 + [1.0] * 4
+    change = _change(now, anchor)
+    assert (change.delta, change.n) == (pytest.approx(-0.08), 100)
+    assert (change.fallen, change.risen) == (12, 4)
+    assert change.p_down == pytest.approx(statistics.mcnemar(12, 4))
+    # Bonett and Price (2012), with the normal quantile instead of Student's.
+    up, down = 5 / 102, 13 / 102
+    centre, error = up - down, np.sqrt((up + down - (up - down) ** 2) / 102)
+    assert change.centre == pytest.approx(centre)
+    assert change.error == pytest.approx(error, rel=0.01)
+    low, high = change.interval()
+    assert low == pytest.approx(centre - 1.98 * error, abs=2e-3)
+    assert low < change.delta < high
+
+
+def test_no_change_in_few_items_is_not_equivalence() -> None:
+    few, many = _change([1.0] * 20, [1.0] * 20), _change([1.0] * 200, [1.0] * 200)
+    assert few.p_equivalent(0.03) > 0.05 > many.p_equivalent(0.03)
+    clustered = _change([1.0] * 200, [1.0] * 200, size=20)
+    assert clustered.p_equivalent(0.03) > 0.05
+    assert few.interval()[0] < 0 < few.interval()[1]
+
+
+def test_a_ratio_is_compared_as_a_ratio() -> None:
+    now = np.array([[1.0, 0, 2, 0], [4.0, 2, 4, 0]])
+    anchor = np.array([[0.0, 0, 1, 0], [2.0, 2, 5, 1]])
+    change = statistics.paired(now, anchor, ["a", "b", "c", "d"])
+    assert change.delta == pytest.approx(3 / 10 - 1 / 10)
+    same = statistics.paired(now, now, ["a", "b", "c", "d"])
+    assert (same.delta, same.p_up, same.p_down) == (0, 1, 1)
+    with pytest.raises(ValueError, match="add up to nothing"):
+        statistics.paired(np.zeros((2, 3)), np.ones((2, 3)), ["a", "b", "c"])
+
+
+def test_ratio_permutation_agrees_with_swapping_by_hand() -> None:
+    rng = np.random.default_rng(3)
+    below = rng.integers(1, 5, size=(2, 10)).astype(float)
+    above = np.minimum(below, rng.poisson([[1.4], [0.6]], size=(2, 10)))
+    change = statistics.paired(
+        np.array([above[0], below[0]]), np.array([above[1], below[1]]), list("abcdefghij")
+    )
+    swaps = np.array(list(itertools.product((0, 1), repeat=10)))
+    ratio = [
+        (np.where(swaps == side, above[0], above[1]).sum(1))
+        / np.where(swaps == side, below[0], below[1]).sum(1)
+        for side in (0, 1)
+    ]
+    expected = np.mean(ratio[0] - ratio[1] >= change.delta - 1e-9)
+    assert change.p_up == pytest.approx(expected, abs=0.01)
+
+
+def test_log_likelihoods_have_no_pseudo_observations() -> None:
+    values, ones = np.array([0.2, -0.4, 1.0, 0.3]), np.ones(4)
+    zero = np.zeros(4)
+    change = statistics.paired(
+        np.array([values, ones]), np.array([zero, ones]), list("abcd"), bounded=False
+    )
+    assert change.error == pytest.approx(values.std(ddof=1) / 2)
+    alone = statistics.paired(
+        np.array([values, ones]), np.array([zero, ones]), ["a"] * 4, bounded=False
+    )
+    assert np.isnan(alone.error)
+    assert alone.p_equivalent(1.0) == 1
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("discordance", [0.03, 0.1])
+def test_false_equivalence_at_the_margin_is_rare(size: int, discordance: float) -> None:
+    rng, margin, n = np.random.default_rng(4), 0.03, 400
+    down = (discordance - margin) / 2
+    found = 0
+    for _ in range(300):
+        item, whole = rng.random((n // size, size)), rng.random((n // size, 1))
+        draw = np.where(rng.random((n // size, 1)) < 0.3, whole, item).ravel()
+        anchor = np.where(draw < down, 1.0, np.where(draw > 1 - down - margin, 0.0, 1.0))
+        now = np.where(draw < down, 0.0, 1.0)
+        found += _change(list(now), list(anchor), size).p_equivalent(margin) < 0.05
+    assert found <= 300 * 0.05 + 3 * np.sqrt(300 * 0.05)
+
+
+def test_holm_and_benjamini_hochberg_are_those_of_statsmodels() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        p = rng.random(8) ** 3
+        p[3] = p[1]
+        holm, bh = (multipletests(p, method=m)[1] for m in ("holm", "fdr_bh"))
+        assert statistics.holm(p) == pytest.approx(list(holm))
+        assert statistics.benjamini_hochberg(p) == pytest.approx(list(bh))
+    assert statistics.holm([]) == [] == statistics.benjamini_hochberg([])
+
+
+def test_all_stages_together_spend_alpha() -> None:
+    assert statistics.alpha_at(1) == pytest.approx(0.0303964, abs=1e-6)
+    assert sum(statistics.alpha_at(t) for t in range(1, 100_000)) == pytest.approx(0.05, abs=1e-6)
+    with pytest.raises(ValueError, match="stage 1; got 0"):
+        statistics.alpha_at(0)
+
+
+@pytest.mark.parametrize(("points", "pairs"), [(3, 870), (5, 312), (10, 77)])
+def test_pairs_for_power_as_published(points: int, pairs: int) -> None:
+    assert statistics.required_n(points / 100, discordance=0.1, alpha=0.025) == pairs
+
+
+@pytest.mark.parametrize(("points", "pairs"), [(3, 2080), (5, 750)])
+def test_pairs_for_power_with_five_gates_at_stage_five(points: int, pairs: int) -> None:
+    alpha = statistics.alpha_at(5) / 5
+    assert statistics.required_n(points / 100, discordance=0.1, alpha=alpha) == pytest.approx(
+        pairs, rel=0.01
+    )
+    with pytest.raises(ValueError, match="discordance"):
+        statistics.required_n(0.2, discordance=0.1, alpha=alpha)
+
+
+def test_a_change_as_small_as_detectable_is_flagged_four_times_in_five() -> None:
+    error, margin, alpha = 0.02, 0.03, 0.001
+    reach = statistics.smallest_detectable(error, margin=margin, alpha=alpha)
+    draws = np.random.default_rng(6).normal(reach, error, size=40_000)
+    flagged = (draws >= margin) & (draws / error >= 3.0902)
+    assert flagged.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_deciding_n_grows_with_the_square_of_the_margin() -> None:
+    change = _change([1.0] * 90 + [0.0] * 10, [0.0] * 10 + [1.0] * 90)
+    wide, narrow = (
+        statistics.deciding_n(change, margin=margin, alpha=0.01) for margin in (0.06, 0.03)
+    )
+    assert narrow == pytest.approx(4 * wide, rel=0.02)
