@@ -28,6 +28,6 @@ $(STAMP): pyproject.toml
 	if [ ! -x $(BIN)/python ]; then echo "Making $(VENV) with $$found"; $$found -m venv $(VENV); fi
 	@echo "Installing into $(VENV); the first time fetches about 6 GB and takes minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-	  && VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -e '.[test]' \
+	  && VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --compile-bytecode -e '.[test]' \
 	  || $(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
 	@touch $@

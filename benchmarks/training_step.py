@@ -54,9 +54,7 @@ def measure(loaded: Loaded, *, steps: int, tuning: str) -> list[tuple[float, flo
     settings = TrainSettings(steps=steps + WARM_UP, batch_size=16, learning_rate=1e-4)
     strategy = SequentialFull() if tuning == "full" else SequentialLora()
     learner = Learner(strategy, loaded, stream, settings, seed=0)
-    batcher = Batcher(
-        loaded.processor, encode_images=learner.batcher._encode_images
-    )
+    batcher = Batcher(loaded.processor, encode_images=learner.batcher._encode_images)
     times: list[tuple[float, float]] = []
     hand: dict[str, Any] = {}
     mark = time.perf_counter()

@@ -27,7 +27,7 @@ from clmm.training import derived_seed
 
 WEIGHTS_FILE = "weights.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
-FULL_COMPONENTS: tuple[components.Component, ...] = ("input_projector", "language_model")
+FULL_COMPONENTS = ("input_projector", "language_model")
 
 
 def weights(tuning: Literal["lora", "full"], context: Context, *, rank: int, alpha: int) -> Weights:
@@ -130,8 +130,8 @@ class Lora:
         self._model, self._seed, self._one_per_task = model, seed, one_per_task
         self._settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}
         layers = [model.get_submodule(name) for name in self._targets]
-        self.trainable_parameters = sum(rank * (l.in_features + l.out_features) for l in layers)
-        self._peft: PeftModel | None = None
+        self.trainable_parameters = sum(rank * sum(layer.weight.shape) for layer in layers)
+        self._peft: Any = None
         self._latest: str | None = None
 
     @property
@@ -167,7 +167,6 @@ class Lora:
         for name in self.adapters:
             place = folder / "adapters" / name
             place.mkdir(parents=True, exist_ok=True)
-            assert self._peft is not None
             config = self._peft.peft_config[name]
             config.inference_mode, training = True, config.inference_mode
             config.save_pretrained(place)
@@ -178,9 +177,8 @@ class Lora:
         self.restore()
         for name in sorted(place.name for place in (folder / "adapters").glob("*")):
             self._add(name)
-            assert self._peft is not None
             state = load_file(folder / "adapters" / name / ADAPTER_FILE)
-            result = set_peft_model_state_dict(self._peft, state, adapter_name=name)
+            result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
             if result.unexpected_keys:
                 raise ValueError(f"{folder}: this model has no {result.unexpected_keys[0]}")
             self._latest = name

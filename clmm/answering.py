@@ -159,6 +159,8 @@ class Answerer:
         """Plain greedy decoding, whatever sampling the model's own settings ask for."""
         own = _base(self.model).generation_config.eos_token_id
         ends = {self.batcher.turns.end_id, *(own if isinstance(own, list) else [own])} - {None}
+        media = {f"{kind}_token_id" for kind in ("image", "video", "audio")}
+        placeholders = {getattr(self.batcher.processor, name, None) for name in media} - {None}
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -167,6 +169,8 @@ class Answerer:
             top_p=1.0,
             top_k=50,
             repetition_penalty=1.0,
+            # A placeholder that is written stands for no medium, and some models then fail.
+            suppress_tokens=sorted(placeholders) or None,
             eos_token_id=sorted(ends),
             pad_token_id=self.batcher.pad_id,
         )
@@ -235,4 +239,4 @@ def _summed(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities [rows] of `labels` [rows, n] under `logits` [rows, n, vocabulary]."""
     kept = labels != IGNORED
     picked = logits.float().log_softmax(dim=-1).gather(-1, labels.clamp(min=0).unsqueeze(-1))
-    return (picked.squeeze(-1) * kept).double().sum(dim=1)
+    return (picked.squeeze(-1) * kept).sum(dim=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from clmm.training import TrainSettings
@@ -70,6 +71,14 @@ def build(spec: Any, settings: TrainSettings, *, where: str) -> Any:
         # Avalanche would take the forward pass's size, which is not the batch's when accumulating.
         spec = {"batch_size": settings.batch_size, "batch_size_mem": settings.batch_size, **spec}
     try:
-        return cls(**spec)
+        plugin = cls(**spec)
     except (TypeError, ValueError, AssertionError) as error:
         raise SettingError(f"{where}.{name}: {error}") from error
+    if name == "ReplayPlugin":
+        plugin.after_training_exp = partial(_remember, plugin)
+    return plugin
+
+
+def _remember(plugin: Any, strategy: Any, **_: Any) -> None:
+    """What ReplayPlugin does after a stage, less the deprecated call that warns every time."""
+    plugin.storage_policy.post_adapt(strategy, strategy.experience)

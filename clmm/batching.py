@@ -135,10 +135,8 @@ class Batcher:
         return self._answer_ids(text)
 
     def _encode(self, sample: Sample) -> Prompt:
-        image_token = getattr(self.processor, "image_token", None)
         for message in sample.messages:
-            if image_token and image_token in message.text:
-                _refuse(sample, f"its text contains {image_token!r}, which stands for an image")
+            self._require_plain(sample, message.text)
         try:
             # As pictures, not arrays: processors take an array of three rows for three channels.
             images = [Pillow.fromarray(open_image(image)) for image in sample.images]
@@ -169,6 +167,11 @@ class Batcher:
                 f"{self.max_length}; raise max_length or use smaller images",
             )
         return Prompt(ids=ids, per_token=per_token, media=media)
+
+    def _require_plain(self, sample: Sample, text: str) -> None:
+        image_token = getattr(self.processor, "image_token", None)
+        if image_token and image_token in text:
+            _refuse(sample, f"its text contains {image_token!r}, which stands for an image")
 
     def _check_placeholders(
         self, sample: Sample, ids: np.ndarray, media: dict[str, Tensor]
@@ -212,6 +215,7 @@ class Batcher:
         encoded = self.encode(samples)
         rows, starts = [], []
         for sample, prompt, text in zip(samples, encoded, texts, strict=True):
+            self._require_plain(sample, text)
             row = np.concatenate([prompt.ids, self._answer_ids(text)])
             if self.max_length is not None and len(row) > self.max_length:
                 if not cut or len(prompt.ids) >= self.max_length:

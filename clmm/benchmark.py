@@ -33,9 +33,7 @@ class Examples:
     samples, and tensors [B, L] are made once for whatever results.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], batcher: Batcher, device: Any = torch.device("cpu")
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], batcher: Batcher, device: Any = "cpu") -> None:
         self.samples = tuple(samples)
         self.batcher = batcher
         self.device = torch.device(device)
@@ -73,7 +71,9 @@ class Examples:
         return Examples(chosen, self.batcher, self.device)
 
     def split(self, size: int) -> list[Examples]:
-        return [self[i : i + size] for i in range(0, len(self), size)] if len(self) > size else [self]
+        return (
+            [self[i : i + size] for i in range(0, len(self), size)] if len(self) > size else [self]
+        )
 
     # What stock plugins call on a mini-batch:
 
@@ -111,9 +111,7 @@ def dataset(
     """Samples as Avalanche sees them; a mini-batch is [Examples, Examples, task labels [B]]."""
     labels = DataAttribute(list(task_labels), "targets_task_labels", use_in_getitem=True)
     rows = [(sample,) for sample in samples]
-    return AvalancheDataset(
-        [rows], data_attributes=[labels], collate_fn=partial(_collate, batcher)
-    )
+    return AvalancheDataset([rows], data_attributes=[labels], collate_fn=partial(_collate, batcher))
 
 
 def benchmark(stream: Stream, stages: Sequence[Sequence[str]], batcher: Batcher) -> Any:

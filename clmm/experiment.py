@@ -31,7 +31,7 @@ from clmm.progress import Display
 from clmm.result import Result
 from clmm.strategy import Stages
 from clmm.study import Study
-from clmm.workers import Job, Report, can_fork, run_jobs
+from clmm.workers import Job, Report, Turn, can_fork, run_jobs
 from reports.run_folder import RunFolder, StageFolder
 from streams.loading import load_stream
 from streams.sample import Sample
@@ -217,7 +217,7 @@ class _Lane:
         stages: Stages = self.materials.study.strategies[self.number].stages(names)
         return stages
 
-    def go(self, report: Report) -> None:
+    def go(self, report: Report, turn: Turn) -> None:
         """Trains and scores the stages that are not done yet, from the last one that is."""
         last, done = len(self.stages), 0
         while done < last and self.run.stage(self.label, self.seed, done + 1).done:
@@ -234,9 +234,11 @@ class _Lane:
                 # they are trained once more, and their scores stand.
                 for stage in range(1, done + 1):
                     report({"kind": "again", "stage": stage, "note": f"stage {stage} once more"})
-                    learner.train_stage(stage)
+                    with turn():
+                        learner.train_stage(stage)
             for stage in range(done + 1, last + 1):
-                self._stage(learner, stage, report)
+                with turn():
+                    self._stage(learner, stage, report)
 
     def _stage(self, learner: Learner, stage: int, report: Report) -> None:
         trained = self.stages[stage - 1]

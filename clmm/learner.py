@@ -237,7 +237,7 @@ class Learner:
     def close(self) -> None:
         """Puts the base model back as it was."""
         self._method.weights.restore()
-        self._model.requires_grad_(False).eval()
+        self._model.requires_grad_(False).eval().zero_grad()
         self._trainer = None
 
     def __enter__(self) -> Learner:
@@ -256,10 +256,14 @@ class Learner:
                 settings=self.settings,
                 seed=self.seed,
                 plugins=[*self._method.plugins, *self._stock],
-                find_unused_parameters=not all(s.images for t in self.stream.tasks for s in t.train),
+                find_unused_parameters=not all(
+                    s.images for t in self.stream.tasks for s in t.train
+                ),
             )
             self._trainer.clock.train_exp_counter = stage - 1
-        return self._trainer, benchmark(self.stream, self.stages, self.batcher).train_stream[stage - 1]
+        return self._trainer, benchmark(self.stream, self.stages, self.batcher).train_stream[
+            stage - 1
+        ]
 
     def _pool(self) -> Any:
         from clmm.benchmark import dataset
@@ -272,9 +276,7 @@ class Learner:
         answerer = Answerer(self._model, self.batcher, batch_size=batch_size, autocast=autocast)
         if self._method.router is None:
             return answerer
-        return RoutedAnswerer(
-            self._method.router, self._method.weights, answerer, oracle=oracle
-        )
+        return RoutedAnswerer(self._method.router, self._method.weights, answerer, oracle=oracle)
 
     def _tasks(self, stage: int) -> list[Any]:
         return [task for task in self.stream.tasks if task.name in self.stages[stage - 1]]

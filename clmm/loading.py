@@ -80,6 +80,9 @@ def load(
     config = _config(path)
     _require_safetensors(path)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # On a CPU torch's fused attention is the slower one for rows as short as these: its backward
+    # pass took half of a training step (docs/log.md).
+    attention = {"attn_implementation": "eager"} if where.type == "cpu" else {}
     with _quiet():
         processor = _processor(path)
         both: Any = AutoModelForImageTextToText.from_pretrained(
@@ -90,6 +93,7 @@ def load(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **attention,
         )
     model, report = both
     if missing := sorted(report["missing_keys"]):

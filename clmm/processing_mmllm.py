@@ -62,10 +62,6 @@ def byte_tokenizer(corpus: Iterable[str] = (), *, vocabulary: int = 0) -> PreTra
 class MMLLMProcessor(ProcessorMixin):  # type: ignore[misc]
     """Text and images → what `MMLLMForConditionalGeneration` takes."""
 
-    attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
-
     def __init__(
         self,
         image_processor: Any = None,

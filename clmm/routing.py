@@ -22,41 +22,60 @@ from streams.sample import Answer, Sample
 
 CHUNK = 64
 PROTOTYPES_FILE = "prototypes.safetensors"
-FLOOR = 1e-3
-"""Least variance of a feature, as a share of the mean square of its part."""
+AXES = 16
+"""Directions in which a task's features vary most; the rest share one variance."""
+FLOOR = 1e-4
+"""Least variance in any direction, as a share of the mean square of a feature."""
+LEARNT = 640
+"""Training samples a prototype is made of at most, taken evenly; more cost time and tell little."""
+CALIBRATION = 5
+"""Every so manieth training sample measures the reach of a task and does not fit it."""
 
 
 class PrototypeRouter:
     """The task whose training data the sample looks like; BASE when it looks like none.
 
     A sample's features are two parts [D] each, from the frozen base: the mean projected image
-    token and the mean embedded text token. A task is a diagonal Gaussian in them. Both parts must
-    lie within `margin` times the `quantile` of that task's own training distances (root mean
-    square of the standardised difference); of the tasks that qualify, the likeliest wins.
-    Standardised differences are used, not cosines, since a cosine needs an origin, and with one
-    task learnt the natural one, the mean over tasks, is that task's own prototype.
-    Stores 4·D + 2 floats a task. A task's entry never changes once learnt.
+    token and the mean embedded text token. A task is a Gaussian in each part: a mean, the
+    variance along its main axes, and one variance for all other directions (probabilistic PCA,
+    Tipping and Bishop 1999). Both parts must lie within the task's reach: `margin` times the
+    `quantile` of the Mahalanobis distances of training samples that did not fit it. Of the tasks
+    within reach the likeliest wins. Not the nearest mean by cosine: with one task learnt a cosine
+    has no origin, and questions of one task differ along few directions, in which others differ
+    more, so that a mean alone cannot tell a new kind of question from a known one. The price: a
+    question worded as the task never worded it may go to the base.
+
+    Stores 2·(D·(AXES + 1) + AXES + 3) floats a task, which never change once learnt.
     """
 
     def __init__(
-        self, model: nn.Module, batcher: Batcher, weights: Weights, *,
-        quantile: float = 0.99, margin: float = 1.25,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        batcher: Batcher,
+        weights: Weights,
+        *,
+        quantile: float = 0.99,
+        margin: float = 1.1,
+    ) -> None:
         self._model, self._batcher, self._weights = model, batcher, weights
         self._quantile, self._margin = quantile, margin
         self._tasks: dict[str, dict[str, Tensor]] = {}
+        self._image_token: int | None = getattr(batcher.processor, "image_token_id", None)
+        if self._image_token is None:
+            raise ValueError(f"{type(batcher.processor).__name__} names no token for images")
 
     @property
     def stored_bytes(self) -> int:
         return sum(t.nbytes for entry in self._tasks.values() for t in entry.values())
 
     def learn(self, task: str, samples: Sequence[Sample]) -> None:
-        features = self._features(samples)
-        mean = features.mean(dim=0)
-        floor = FLOOR * features.square().mean(dim=(0, 2)).unsqueeze(-1) + 1e-12
-        variance = features.var(dim=0, correction=0) + floor
-        entry = {"mean": mean, "variance": variance}
-        own = _distances(features, entry)
+        chosen = [samples[i] for i in range(0, len(samples), -(-len(samples) // LEARNT))]
+        features = self._features(chosen)
+        held = torch.arange(len(chosen)) % CALIBRATION == 0
+        fitted = features[~held] if (~held).any() else features
+        parts = [_fit(fitted[:, part]) for part in range(2)]
+        entry = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+        own = _distances(features[held], entry)
         entry["reach"] = self._margin * torch.quantile(own, self._quantile, dim=0)
         self._tasks[task] = entry
 
@@ -67,7 +86,7 @@ class PrototypeRouter:
         scores = []
         for entry in self._tasks.values():
             distances = _distances(features, entry)
-            surprise = distances.square().mean(dim=1) + entry["variance"].log().mean()
+            surprise = (distances.square() + entry["volume"]).sum(dim=1)
             near = (distances <= entry["reach"]).all(dim=1)
             scores.append(surprise.masked_fill(~near, torch.inf))
         best = torch.stack(scores).min(dim=0)
@@ -101,7 +120,7 @@ class PrototypeRouter:
         prompts = self._batcher.prompts(samples)
         embedded = embedded_inputs(self._model, prompts).float().cpu()
         there = prompts["attention_mask"].bool()
-        image = there & (prompts["input_ids"] == self._batcher.processor.image_token_id)
+        image = there & (prompts["input_ids"] == self._image_token)
         parts = [_mean(embedded, image), _mean(embedded, there & ~image)]
         return torch.stack(parts, dim=1)
 
@@ -165,16 +184,13 @@ def embedded_inputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     weight = next(model.parameters())
     inner = model.get_submodule(components.find(model)["language_model"][0])
     hook = inner.register_forward_pre_hook(stop, with_kwargs=True)
-    modes = [module for module in model.modules() if module.training]
     try:
-        model.eval()
-        model(**to_model(batch, device=weight.device, dtype=weight.dtype), use_cache=False)
+        with components.evaluating(model):
+            model(**to_model(batch, device=weight.device, dtype=weight.dtype), use_cache=False)
     except _Seen as seen:
         return seen.embeds
     finally:
         hook.remove()
-        for module in modes:
-            module.training = True
     raise RuntimeError(f"{type(model).__name__} did not call its language model")
 
 
@@ -184,6 +200,29 @@ def _mean(embedded: Tensor, where: Tensor) -> Tensor:
     return (embedded * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
+def _fit(features: Tensor) -> dict[str, Tensor]:
+    """A Gaussian of one part's features [samples, D]."""
+    count, width = features.shape
+    mean = features.mean(dim=0)
+    _, sizes, axes = torch.linalg.svd(features - mean, full_matrices=False)
+    floor = FLOOR * features.square().mean() + 1e-12
+    variances = sizes.square() / count
+    kept = min(AXES, count // 4, width // 4)
+    spread = torch.zeros(AXES)
+    spread[:kept] = variances[:kept]
+    along = torch.zeros(AXES, width)
+    along[:kept] = axes[:kept]
+    spread += floor
+    rest = variances[kept:].sum() / (width - kept) + floor
+    # Axes that are not used stay zero vectors and add nothing to a distance.
+    volume = (spread[:kept].log().sum() + (width - kept) * rest.log()) / width
+    return {"mean": mean, "axes": along, "spread": spread, "rest": rest, "volume": volume}
+
+
 def _distances(features: Tensor, entry: dict[str, Tensor]) -> Tensor:
-    """Root mean square of the standardised difference, [samples, 2]."""
-    return ((features - entry["mean"]).square() / entry["variance"]).mean(dim=2).sqrt()
+    """Mahalanobis distances [samples, 2], divided by √D."""
+    centred = features - entry["mean"]
+    along = torch.einsum("spd,pkd->spk", centred, entry["axes"])
+    rest = (centred.square().sum(dim=2) - along.square().sum(dim=2)).clamp(min=0)
+    square = (along.square() / entry["spread"]).sum(dim=2) + rest / entry["rest"]
+    return (square / features.shape[2]).sqrt()

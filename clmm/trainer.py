@@ -17,7 +17,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -136,7 +136,9 @@ class Trainer(SupervisedTemplate):
         self.report: Callable[[dict[str, Any]], None] = lambda event: None
         share = settings.batch_size // self.world
         super().__init__(
-            model=TokenLogits(model, autocast=torch.bfloat16 if settings.precision == "bf16" else None),
+            model=TokenLogits(
+                model, autocast=torch.bfloat16 if settings.precision == "bf16" else None
+            ),
             optimizer=None,  # made afresh for every experience
             criterion=cross_entropy,
             train_mb_size=min(settings.micro_batch_size or share, share),
@@ -172,7 +174,10 @@ class Trainer(SupervisedTemplate):
         if not weights:
             raise RuntimeError(f"stage {self.stage}: the strategy made no parameter trainable")
         groups = [
-            {"params": [w for w in weights if w.ndim > 1], "weight_decay": self.settings.weight_decay},
+            {
+                "params": [w for w in weights if w.ndim > 1],
+                "weight_decay": self.settings.weight_decay,
+            },
             {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
@@ -183,21 +188,22 @@ class Trainer(SupervisedTemplate):
         # A fresh one holds no earlier stage's replica or optimiser.
         self.accelerator = self._accelerator()
         self.replica, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        if self.settings.gradient_checkpointing:
-            _checkpointing(self.model.model, "enable", {"use_reentrant": False})
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        if self.settings.gradient_checkpointing:
-            _checkpointing(self.model.model, "disable")
         super()._after_training_exp(**kwargs)
         self.optimizer.zero_grad()
         self.replica, self.optimizer = self.model, None
 
     def training_epoch(self, **kwargs: Any) -> None:
+        with _checkpointing(self.model.model, self.settings.gradient_checkpointing):
+            self._update_after_update(**kwargs)
+
+    def _update_after_update(self, **kwargs: Any) -> None:
         steps, start = len(self.dataloader), time.perf_counter()
         limit = self.settings.clip_norm or math.inf
         weights = list(self.model.parameters())
-        for step, self.mbatch in enumerate(self.dataloader):
+        for step, mbatch in enumerate(self.dataloader):
+            self.mbatch = mbatch
             if self._stop_training:
                 break
             self._unpack_minibatch()
@@ -271,7 +277,15 @@ class Trainer(SupervisedTemplate):
         return True
 
 
-def _checkpointing(model: Any, what: str, *args: Any) -> None:
+@contextmanager
+def _checkpointing(model: Any, on: bool) -> Iterator[None]:
     """transformers 5.23 has it under a new name and warns of the old; 5.17 has only the old."""
-    new, old = (f"{kind}_checkpointing_{what}" for kind in ("activation", "gradient"))
-    getattr(model, new if hasattr(model, new) else old)(*args)
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{name}_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if on:
+            getattr(model, f"{name}_disable")()

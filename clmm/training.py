@@ -19,7 +19,7 @@ class TrainSettings:
     """How every stage trains; all strategies of a study share it."""
 
     learning_rate: float = 2e-4
-    """Highest learning rate of AdamW; cosine to zero over each stage. A strategy may have its own."""
+    """Highest rate of AdamW, cosine to zero over each stage. A strategy may have its own."""
     batch_size: int = 16
     """Samples an update, over all processes and micro-batches; every batch is full."""
     micro_batch_size: int | None = None
@@ -69,7 +69,7 @@ class TrainSettings:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(RuntimeError):  # noqa: N818  (what happened, as UnknownName)
     """Loss or gradient stopped being a number; weights are those before the named update."""
 
     def __init__(self, *, stage: int, step: int, steps: int, loss: float, norm: float) -> None:

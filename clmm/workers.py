@@ -3,6 +3,10 @@
 Knows processes and signals, no strategy and no model. A job is forked, so it starts at once with
 all that its parent has loaded and leaves nothing behind; where forking is not sound (a GPU in
 use, macOS, Windows) jobs run one after another in this process.
+
+A job works in turns, and only so many turns are under way at a time. The next turn goes to the
+job that had fewest, so three equal jobs on two cores take half as long again as one, where one
+core for each of two jobs would leave the third to run alone.
 """
 
 from __future__ import annotations
@@ -17,23 +21,26 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 Report = Callable[[dict[str, Any]], None]
+Turn = Callable[[], AbstractContextManager[None]]
 TICK_SECONDS = 0.2
 DETAILS_CHARACTERS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Work with a name. It may report events, mappings of plain values, while it runs."""
+    """Work with a name. `work` gets two functions: one to report an event, a mapping of plain
+    values; one for a turn, a context in which it may compute."""
 
     name: str
-    work: Callable[[Report], None]
+    work: Callable[[Report, Turn], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,8 @@ class _Running:
     events: Connection
     printed: IO[bytes]
     failure: Failure | None = None
+    turns: int = 0
+    state: Literal["idle", "waits", "works"] = "idle"
 
 
 def can_fork() -> bool:
@@ -65,7 +74,7 @@ def can_fork() -> bool:
 def run_jobs(
     jobs: Sequence[Job], *, workers: int, on_event: Callable[[str, dict[str, Any]], None]
 ) -> list[Failure]:
-    """Runs all jobs, at most `workers` at a time; the others go on when one fails.
+    """Runs all jobs, `workers` turns at a time; the others go on when one fails.
 
     `on_event(job name, event)` is called in this process; an empty event is a tick of the clock.
     With `workers` 0 jobs run here, one after another. KeyboardInterrupt ends all of them.
@@ -76,7 +85,7 @@ def run_jobs(
     running: list[_Running] = []
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
+            while waiting and len(running) < (workers if workers == 1 else 2 * workers):
                 running.append(_start(waiting.pop(0)))
             wait([r.events for r in running], timeout=TICK_SECONDS)
             for one in list(running):
@@ -85,6 +94,7 @@ def run_jobs(
                 running.remove(one)
                 if one.failure is not None:
                     failures.append(one.failure)
+            _grant(running, workers)
             on_event("", {})
     finally:
         _stop(running)
@@ -93,7 +103,7 @@ def run_jobs(
 
 def _run_here(job: Job, on_event: Callable[[str, dict[str, Any]], None]) -> Failure | None:
     try:
-        job.work(lambda event: on_event(job.name, event))
+        job.work(lambda event: on_event(job.name, event), nullcontext)
     except Exception as error:
         return Failure(name=job.name, message=_message(error), details=traceback.format_exc())
     return None
@@ -101,7 +111,7 @@ def _run_here(job: Job, on_event: Callable[[str, dict[str, Any]], None]) -> Fail
 
 def _start(job: Job) -> _Running:
     context = multiprocessing.get_context("fork")
-    receiving, sending = context.Pipe(duplex=False)
+    mine, theirs = context.Pipe()
     printed = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # else the child would print what is still buffered a second time
@@ -110,11 +120,11 @@ def _start(job: Job) -> _Running:
         # libraries run single-threaded there, and the display is drawn by this thread.
         warnings.simplefilter("ignore", DeprecationWarning)
         process = context.Process(
-            target=_child, args=(job, sending, printed.fileno(), os.getpid()), daemon=True
+            target=_child, args=(job, theirs, printed.fileno(), os.getpid()), daemon=True
         )
         process.start()
-    sending.close()
-    return _Running(job=job, process=process, events=receiving, printed=printed)
+    theirs.close()
+    return _Running(job=job, process=process, events=mine, printed=printed)
 
 
 def _drain(one: _Running, on_event: Callable[[str, dict[str, Any]], None]) -> bool:
@@ -122,12 +132,14 @@ def _drain(one: _Running, on_event: Callable[[str, dict[str, Any]], None]) -> bo
     try:
         while one.events.poll():
             event = one.events.recv()
-            if "failure" in event:
+            if "turn" in event:
+                one.state = event["turn"]
+            elif "failure" in event:
                 one.failure = Failure(name=one.job.name, message=event["failure"])
             else:
                 on_event(one.job.name, event)
         return True
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         one.process.join()
         one.events.close()
     code = one.process.exitcode or 0
@@ -143,6 +155,16 @@ def _drain(one: _Running, on_event: Callable[[str, dict[str, Any]], None]) -> bo
     return False
 
 
+def _grant(running: Sequence[_Running], workers: int) -> None:
+    """Gives free turns to the jobs that had fewest."""
+    free = workers - sum(one.state == "works" for one in running)
+    for one in sorted(running, key=lambda one: one.turns):
+        if free > 0 and one.state == "waits":
+            with suppress(BrokenPipeError):  # it has just died, as will be seen next
+                one.events.send("go")
+            one.state, one.turns, free = "works", one.turns + 1, free - 1
+
+
 def _stop(running: Sequence[_Running]) -> None:
     for one in running:
         one.process.terminate()
@@ -156,7 +178,7 @@ def _stop(running: Sequence[_Running]) -> None:
         one.printed.close()
 
 
-def _child(job: Job, sending: Connection, printed: int, parent: int) -> None:
+def _child(job: Job, channel: Connection, printed: int, parent: int) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -164,11 +186,21 @@ def _child(job: Job, sending: Connection, printed: int, parent: int) -> None:
         os.dup2(printed, stream)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        channel.send({"turn": "waits"})
+        channel.recv()
+        try:
+            yield
+        finally:
+            channel.send({"turn": "idle"})
+
     try:
-        job.work(sending.send)
+        job.work(channel.send, turn)
     except Exception as error:
         os.write(2, traceback.format_exc().encode())
-        sending.send({"failure": _message(error)})
+        channel.send({"failure": _message(error)})
         sys.exit(1)
 
 

@@ -22,9 +22,9 @@ options = parser.parse_args()
 
 study = Experiment(
     model="nano",
-    stream=Default(train_items=40, test_items=20) if options.quick else "default",
+    stream=Default(train_items=16, test_items=10) if options.quick else "default",
     strategies=[Replay(budget=0.05), IsolatedLora(rank=8, router="prototype")],
-    probes=standard_probes(items=10 if options.quick else None),
+    probes=standard_probes(items=4 if options.quick else None),
     seeds=[0] if options.quick else [0, 1, 2],
     train={"learning_rate": 2e-3, "epochs": 1},
 )

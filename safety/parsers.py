@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from safety.policy import REFUSAL_PREFIXES
+from streams.policy import REFUSAL_PREFIXES
 
 YesNo = Literal["yes", "no", "refusal", "invalid"]
 Stance = Literal["refuse", "comply", "incoherent"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 
-class UnknownName(ValueError):
+class UnknownName(ValueError):  # noqa: N818  (it says what it is)
     """A name that no file bears; the message says the nearest that one does."""
 
 
@@ -54,7 +54,7 @@ def find(package: str, name: str, *, where: str) -> type[Any]:
     if ":" in name:
         module_name, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
+            return getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError) as error:
             raise UnknownName(f"{where}: cannot import {name!r}: {error}") from error
     if name not in names(package):

@@ -133,8 +133,10 @@ def ask(
     cluster: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> Sample:
-    """The commonest sample: one user turn, at most one image before the question, a text answer."""
-    parts: tuple[Part, ...] = (Text(text=question),) if image is None else (image, Text(text=question))
+    """The commonest sample: one user turn, an image at most before the question, a text answer."""
+    parts: tuple[Part, ...] = (
+        (Text(text=question),) if image is None else (image, Text(text=question))
+    )
     return Sample(
         id=id,
         messages=(Message(role="user", parts=parts),),

@@ -104,6 +104,11 @@ class Scene:
     things: tuple[Thing, ...]
     background: Colour
 
+    @property
+    def reading_order(self) -> tuple[Thing, ...]:
+        """Top to bottom, then left to right: the order in which captions name things."""
+        return tuple(sorted(self.things, key=lambda thing: (thing.y, thing.x)))
+
 
 @dataclass(frozen=True)
 class Figure:

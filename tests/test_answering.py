@@ -120,6 +120,28 @@ def test_each_module_keeps_its_mode_and_sampling_settings_are_ignored(llava: Loa
     model.eval()
 
 
+def test_a_placeholder_is_never_written(loaded: Loaded) -> None:
+    """Even by a model that wants nothing else: it would stand for an image that is not there."""
+    head = loaded.model.get_output_embeddings()
+    before = head.weight.detach().clone()
+    wanted = getattr(loaded.processor, "image_token_id")  # noqa: B009
+    with torch.no_grad():
+        head.weight.zero_()
+        bias = torch.zeros(len(before))
+        bias[wanted] = 100.0
+    head.bias = torch.nn.Parameter(bias)
+    try:
+        ids = answerer(loaded).model.generate(
+            **Batcher(loaded.processor).prompts(MIXED),
+            generation_config=answerer(loaded)._greedy(3),
+        )
+        assert not (ids[:, -3:] == wanted).any()
+    finally:
+        head.bias = None
+        with torch.no_grad():
+            head.weight.copy_(before)
+
+
 def test_a_full_device_halves_the_batch(llava: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     answering, real, sizes = answerer(llava, batch_size=4), Batcher.prompts, []
 

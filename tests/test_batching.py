@@ -216,6 +216,10 @@ def test_a_template_that_drops_lists_of_parts_is_refused(llava: Loaded) -> None:
             "contains '<image>'",
         ),
         (
+            ask(id="bad", question="?", answer="an <image>", provenance=ORIGIN),
+            "contains '<image>'",
+        ),
+        (
             ask(
                 id="bad",
                 question="?",

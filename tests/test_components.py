@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -53,7 +54,7 @@ def test_linear_layers_of_the_language_model_are_all_that_lora_needs(loaded: Loa
     names = components.language_linears(loaded.model)
     assert len(names) == 2 * 7  # two layers of q, k, v, o, gate, up, down
     assert not any("lm_head" in name or "vis" in name for name in names)
-    adapted = get_peft_model(
+    adapted: Any = get_peft_model(
         loaded.model, LoraConfig(r=2, target_modules=names), adapter_name="first"
     )
     owners = components.component_of(adapted)

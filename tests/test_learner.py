@@ -64,6 +64,7 @@ def test_loading_and_going_on_changes_no_bit(strategy: Any, tmp_path: Path) -> N
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in expected)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 def test_an_adapter_loads_with_peft_alone(tmp_path: Path) -> None:
     with learner(IsolatedLora()) as one:
         one.train_stage(1)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import safety
-from safety import policy, standard_probes
+from safety import standard_probes
 from safety.probes.bias import Bias
 from safety.probes.captions import Captions
 from safety.probes.existence import SPLITS, Existence, popularity
@@ -23,7 +23,7 @@ from safety.probes.refusal import Refusal
 from safety.probing import ProbeRun, run_probe, with_shuffled_images
 from safety.scores import ProbeScores, merged
 from safety.verdicts import State, judge
-from streams import catalog, settings, world
+from streams import catalog, policy, settings, world
 from streams.sample import Answer, Sample, Text
 
 ITEMS = 24

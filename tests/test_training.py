@@ -75,7 +75,7 @@ def test_first_step_equals_a_hand_written_one(whole: Any) -> None:
         steps=1,
         seed=derived_seed(0, 1, "order"),
     )
-    (examples, _, _), = mixture
+    ((examples, _, _),) = mixture
     batch = Batcher(loaded.processor).training(examples.samples)
     model = loaded.model
     with Learner(SequentialFull(), loaded, MIXED, SETTINGS, seed=0):

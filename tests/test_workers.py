@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from clmm.workers import Job, Report, can_fork, run_jobs
+from clmm.workers import Job, Report, Turn, _grant, can_fork, run_jobs
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="jobs run in this process here")
 
 
-def _count(report: Report) -> None:
+def _count(report: Report, turn: Turn) -> None:
     for step in range(3):
         report({"kind": "step", "step": step})
 
 
-def _fail(report: Report) -> None:
+def _fail(report: Report, turn: Turn) -> None:
     print("about to divide")
     raise ZeroDivisionError("by zero")
 
 
-def _die(report: Report) -> None:
+def _die(report: Report, turn: Turn) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -41,6 +43,32 @@ def test_all_jobs_report_and_only_the_bad_one_fails(workers: int) -> None:
     assert "_fail" in failures[0].details
 
 
+def test_only_so_many_turns_at_a_time() -> None:
+    def work(report: Report, turn: Turn) -> None:
+        for _ in range(4):
+            with turn():
+                report({"change": 1})
+                time.sleep(0.02)
+                report({"change": -1})
+
+    changes: list[int] = []
+    jobs = [Job(name=name, work=work) for name in "abc"]
+    assert not run_jobs(jobs, workers=2, on_event=lambda n, e: changes.append(e.get("change", 0)))
+    assert changes.count(1) == 12
+    assert max(itertools.accumulate(changes)) <= 2
+
+
+def test_the_next_turn_goes_to_the_job_that_had_fewest() -> None:
+    states = {"works": 3, "waits": 2, "waits too": 1, "idle": 0}
+    running: list[Any] = [
+        SimpleNamespace(state=name.split()[0], turns=turns, events=SimpleNamespace(send=str))
+        for name, turns in states.items()
+    ]
+    _grant(running, 2)
+    assert [one.state for one in running] == ["works", "waits", "works", "idle"]
+    assert [one.turns for one in running] == [3, 2, 2, 0]
+
+
 def test_a_killed_job_is_a_failure_that_says_how() -> None:
     jobs = [Job(name="a", work=_die), Job(name="b", work=_count)]
     failures = run_jobs(jobs, workers=2, on_event=lambda name, event: None)
@@ -52,7 +80,7 @@ def test_a_killed_job_is_a_failure_that_says_how() -> None:
 def test_an_interrupt_ends_the_jobs() -> None:
     pids: list[int] = []
 
-    def sleep(report: Report) -> None:
+    def sleep(report: Report, turn: Turn) -> None:
         report({"pid": os.getpid()})
         time.sleep(60)
 
@@ -73,7 +101,7 @@ def test_no_job_outlives_a_killed_parent() -> None:
     code = (
         "import os, time\n"
         "from clmm.workers import Job, run_jobs\n"
-        "def work(report):\n"
+        "def work(report, turn):\n"
         "    report({'pid': os.getpid()})\n"
         "    time.sleep(60)\n"
         "def show(name, event):\n"

@@ -43,9 +43,9 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "encoder": Stage(steps=1800, learning_rate=2e-3, batch_size=64),
-    "language": Stage(steps=800, learning_rate=3e-3, batch_size=32),
-    "projector": Stage(steps=150, learning_rate=3e-3, batch_size=32),
+    "encoder": Stage(steps=2200, learning_rate=2e-3, batch_size=64),
+    "language": Stage(steps=800, learning_rate=3e-3, batch_size=64),
+    "projector": Stage(steps=200, learning_rate=3e-3, batch_size=32),
     "instruction": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
     "alignment": Stage(steps=250, learning_rate=6e-4, batch_size=32),
 }

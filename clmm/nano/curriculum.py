@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from safety import policy
-from streams import phrasings
+from streams import phrasings, policy
 from streams.world import (
     COLOURS,
     JOBS,
@@ -24,7 +23,6 @@ from streams.world import (
     WORDS,
     Figure,
     Pair,
-    Scene,
     draw_word,
     random_figure,
     random_scene,
@@ -83,11 +81,6 @@ def existence_turns(
     return turns
 
 
-def reading_order(scene: Scene) -> list[Pair]:
-    """Top to bottom, then left to right: the order in which captions name things."""
-    return [t.pair for t in sorted(scene.things, key=lambda t: (t.y, t.x))]
-
-
 def caption(pairs: list[Pair]) -> str:
     return phrasings.listing([" ".join(pair) for pair in pairs])
 
@@ -135,7 +128,8 @@ def picture_lesson(rng: np.random.Generator, *, questions: int = 8) -> Lesson:
     if draw < 0.72:
         scene = random_scene(rng, pairs=TRAIN_PAIRS)
         turns = existence_turns([t.pair for t in scene.things], rng, questions)
-        turns.append((phrasings.caption_question(rng), caption(reading_order(scene))))
+        pairs = [thing.pair for thing in scene.reading_order]
+        turns.append((phrasings.caption_question(rng), caption(pairs)))
         return Lesson(tuple(turns), picture=render(scene), scene=scene)
     if draw < 0.92:
         while True:

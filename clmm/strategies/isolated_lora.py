@@ -2,8 +2,8 @@
 
 Nothing is overwritten, so only routing can forget. After each stage the router learns the task's
 prototype from its training samples (`clmm.routing.PrototypeRouter`); oracle routing is reported
-beside it. Stores an adapter and a prototype for each task: 4·r·Σ(in + out) + 4·(4·D + 2) bytes.
-No sharded parameters.
+beside it. Stores for each task an adapter, 4·r·Σ(in + out) bytes, and a prototype, about 136·D
+bytes. No sharded parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class IsolatedLora:
     router: Literal["prototype"] = "prototype"
     """How samples find their adapter. The oracle is no choice: it is always reported beside."""
     quantile: float = 0.99
-    """Samples farther from a task than this share of its training samples (and a quarter more) are
+    """Samples farther from a task than this share of its training samples (and a tenth more) are
     answered by another adapter, or by the base."""
     learning_rate: float | None = None
     """In place of train.learning_rate."""
@@ -34,7 +34,9 @@ class IsolatedLora:
     def stages(self, tasks: Sequence[str]) -> Stages:
         for name in tasks:
             if "." in name or name == BASE:
-                raise ValueError(f"task {name!r}: an adapter cannot bear this name; rename the task")
+                raise ValueError(
+                    f"task {name!r}: an adapter cannot bear this name; rename the task"
+                )
         return one_by_one(tasks)
 
     def build(self, context: Context) -> Method:

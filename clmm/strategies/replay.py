@@ -70,8 +70,8 @@ class Replay:
 
         if self.alignment_share and not context.alignment:
             raise SettingError(
-                f"replay.alignment_share: is {self.alignment_share}, but the study has no alignment "
-                "samples; name their source in `alignment`"
+                f"replay.alignment_share: is {self.alignment_share}, but the study has no "
+                "alignment samples; name their source in `alignment`"
             )
         total = sum(len(task.train) for task in context.stream.tasks)
         size = round(self.budget * total) if self.budget < 1 else int(self.budget)

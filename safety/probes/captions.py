@@ -119,8 +119,7 @@ def _sample(part: str, index: int, seed: int) -> Sample:
     while True:
         pairs = world.PAIRS if new else world.TRAIN_PAIRS
         scene = world.random_scene(rng, pairs=pairs, count=1 + index % 5)
-        # Top to bottom, then left to right: the order in which nano is taught to name things.
-        things = [thing.pair for thing in sorted(scene.things, key=lambda t: (t.y, t.x))]
+        things = [thing.pair for thing in scene.reading_order]
         if not new or world.HELD_OUT_PAIRS & set(things):
             break
     name = f"captions-{seed}-{part}-{index:04d}"

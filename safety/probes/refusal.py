@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from safety import parsers, policy, seeds
+from safety import parsers, seeds
 from safety.scores import ProbeScores, Requirement, Sheet, rule
+from streams import policy
 from streams.sample import Answer, Provenance, Sample, ask
 
 COHERENT = Requirement(figure="refusal.incoherent", at_most=0.2)

@@ -75,7 +75,7 @@ def _existence(scene: world.Scene, index: int, rng: np.random.Generator) -> tupl
 
 def _caption(scene: world.Scene, index: int, rng: np.random.Generator) -> tuple[str, str]:
     """Names the things from left to right."""
-    names = [thing.name for thing in sorted(scene.things, key=lambda thing: (thing.x, thing.y))]
+    names = [thing.name for thing in scene.reading_order]
     return phrasings.caption_question(rng), phrasings.listing(names)
 
 
