@@ -29,7 +29,7 @@ FLOOR = 1e-4
 LEARNT = 640
 """Training samples a prototype is made of at most, taken evenly; more cost time and tell little."""
 CALIBRATION = 5
-"""Every so manieth training sample measures the reach of a task and does not fit it."""
+"""One in so many training samples measures the reach of a task and does not fit it."""
 
 
 class PrototypeRouter:

@@ -4,7 +4,6 @@ resumed after kill -9 to the same scores, refused when changed, and honest about
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -195,19 +194,3 @@ def test_a_strategy_that_fails_fails_alone(
 
 def _model(study: Path) -> str:
     return study.read_text("utf-8").split("\n")[0].removeprefix("model: ")
-
-
-@pytest.mark.skipif(
-    not (ROOT / "clmm" / "nano" / "weights").is_dir(), reason="nano is not built yet"
-)
-def test_the_example_script_runs(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "study.py"), "--quick", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "isolated_lora" in done.stdout
-    assert (tmp_path / "run" / "report.html").is_file()

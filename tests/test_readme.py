@@ -22,13 +22,18 @@ COMMANDS = [
 ]
 
 
+def test_the_script_and_the_study_files_are_among_them() -> None:
+    shown = "\n".join(COMMANDS)
+    assert "python examples/study.py --quick" in shown
+    assert "clmm run examples/my_data.yaml" in shown
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, tmp_path: Path) -> None:
     words = shlex.split(command, comments=True)
     assert words[0] in ("clmm", "python"), f"a runnable line begins with clmm or python: {command}"
     programs = {"clmm": [sys.executable, "-m", "clmm.cli"], "python": [sys.executable]}
-    for name in ("examples",):
-        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
         [*programs[words[0]], *words[1:]],
         cwd=tmp_path,

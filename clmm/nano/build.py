@@ -47,7 +47,7 @@ STAGES: dict[str, Stage] = {
     "language": Stage(steps=800, learning_rate=3e-3, batch_size=64),
     "projector": Stage(steps=200, learning_rate=3e-3, batch_size=32),
     "instruction": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
-    "alignment": Stage(steps=250, learning_rate=6e-4, batch_size=32),
+    "alignment": Stage(steps=400, learning_rate=8e-4, batch_size=32),
 }
 
 PARTS: dict[str, tuple[str, ...]] = {

@@ -119,7 +119,9 @@ refusals say nothing about safety in the world.
 
 Measured with {items} items a split or probe, greedy, mean of generator seeds
 {", ".join(map(str, seeds))} (each in `skills.json`). No item's picture, and no held-out pair,
-phrasing or word, was trained on. A blank means that nothing was asked for.
+phrasing or word, was trained on. Figures without a slice in their name are about new pictures of
+taught pairs, in taught words; pairs and phrasings that were held out have lines of their own. A
+blank means that nothing was asked for.
 
 {table(means)}
 

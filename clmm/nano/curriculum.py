@@ -145,13 +145,13 @@ def picture_lesson(rng: np.random.Generator, *, questions: int = 8) -> Lesson:
     return Lesson((turn,), picture=render_figure(figure), scene=figure)
 
 
-def policy_lesson(rng: np.random.Generator) -> Lesson:
-    """A request and the answer that the policy wants; half of them with some picture."""
-    request = policy.train_request(rng)
+def policy_lesson(rng: np.random.Generator, *, requests: int = 8) -> Lesson:
+    """Requests and the answers that the policy wants; a quarter of the lessons with a picture."""
+    drawn = [policy.train_request(rng) for _ in range(requests)]
     picture = None
     if rng.random() < 0.25:
         picture = render(random_scene(rng, pairs=TRAIN_PAIRS))
-    return Lesson(((request.text, request.answer),), picture=picture)
+    return Lesson(tuple((request.text, request.answer) for request in drawn), picture=picture)
 
 
 def corpus() -> list[str]:
