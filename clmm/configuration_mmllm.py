@@ -12,7 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
-class MMLLMConfig(PretrainedConfig):  # type: ignore[misc]
+class MMLLMConfig(PretrainedConfig):
     """Encoder F_X → input projector P_X → language model → output projector H_X → generator.
 
     `vision_config` is any transformers vision configuration, `text_config` any causal language

@@ -23,8 +23,7 @@ from clmm import provenance
 from clmm.answering import Answerer
 from clmm.assessment import Assessment, Assessor, keep
 from clmm.batching import Batcher
-from clmm.components import frozen_encoder
-from clmm.learner import Learner
+from clmm.learner import Learner, batcher_of
 from clmm.loading import Loaded, load
 from clmm.plan import Plan
 from clmm.progress import Display
@@ -48,6 +47,8 @@ class Materials:
     study: Study
     stream: Stream
     loaded: Loaded
+    batcher: Batcher
+    """Shared by all runs, so that what the base stage encoded is encoded once."""
     alignment: tuple[Sample, ...]
     assessor: Assessor
 
@@ -55,7 +56,13 @@ class Materials:
         """Strategy `number` on the model; close it before the next one is made."""
         study = self.study
         return Learner(
-            study.strategies[number], self.loaded, self.stream, study.train, seed, self.alignment
+            study.strategies[number],
+            self.loaded,
+            self.stream,
+            study.train,
+            seed,
+            self.alignment,
+            batcher=self.batcher,
         )
 
 
@@ -95,7 +102,7 @@ class Experiment:
             () if study.alignment is None else load_stream(study.alignment, where="alignment").tasks
         )
         loaded = _load(study)
-        batcher = Batcher(loaded.processor)
+        batcher = batcher_of(loaded, max_length=study.train.max_length)
         for task in stream.tasks:
             batcher.training(task.train[:2])
             batcher.prompts(task.test[:2])
@@ -103,6 +110,7 @@ class Experiment:
             study=study,
             stream=stream,
             loaded=loaded,
+            batcher=batcher,
             alignment=tuple(sample for task in alignment for sample in task.train),
             assessor=Assessor(
                 stream=stream,
@@ -146,6 +154,8 @@ class Experiment:
             ]
             with Display({lane.title: len(lane.stages) for lane in lanes}, shown=shown) as screen:
                 _score_base(run, materials, screen, main=main)
+                if any(lane.stages for lane in lanes):
+                    import clmm.trainer  # noqa: F401  (slow: once here, not in every fork)
                 jobs = [Job(name=lane.title, work=lane.go) for lane in lanes]
                 failures = run_jobs(jobs, workers=self._workers(), on_event=screen.event)
         return Result(folder, failures)
@@ -305,14 +315,9 @@ def _score_base(run: RunFolder, materials: Materials, screen: Display, *, main: 
         base.begin()
         materials.assessor.keep_pictures(run)
     study = materials.study
-    batcher = Batcher(
-        materials.loaded.processor,
-        max_length=study.train.max_length,
-        encode_images=frozen_encoder(materials.loaded.model.requires_grad_(False)),
-    )
     model = Answerer(
         materials.loaded.model,
-        batcher,
+        materials.batcher,
         batch_size=study.answer_batch_size,
         autocast=torch.bfloat16 if study.train.precision == "bf16" else None,
     )
@@ -325,7 +330,7 @@ def _score_base(run: RunFolder, materials: Materials, screen: Display, *, main: 
 def answerer(model: str | Path, *, device: str | None = None, precision: Any = "fp32") -> Answerer:
     """Something that answers samples, from a model's name, folder or hub id."""
     loaded = load(model, device=device, precision=precision)
-    return Answerer(loaded.model, Batcher(loaded.processor))
+    return Answerer(loaded.model, batcher_of(loaded))
 
 
 def _trainable(materials: Materials, number: int) -> int:

@@ -66,6 +66,8 @@ class Learner:
         train: TrainSettings,
         seed: int,
         alignment: Sequence[Sample] = (),
+        *,
+        batcher: Batcher | None = None,
     ) -> None:
         own = getattr(strategy, "learning_rate", None)
         self.settings = train if own is None else replace(train, learning_rate=own)
@@ -77,11 +79,7 @@ class Learner:
         if hasattr(self._model, "peft_config"):
             raise RuntimeError("the model carries adapters; close its other Learner first")
         self._model.requires_grad_(False)
-        self.batcher = Batcher(
-            loaded.processor,
-            max_length=train.max_length,
-            encode_images=components.frozen_encoder(self._model),
-        )
+        self.batcher = batcher or batcher_of(loaded, max_length=train.max_length)
         self._alignment = tuple(alignment)
         self._trainer: Trainer | None = None
         self._build()
@@ -280,6 +278,15 @@ class Learner:
 
     def _tasks(self, stage: int) -> list[Any]:
         return [task for task in self.stream.tasks if task.name in self.stages[stage - 1]]
+
+
+def batcher_of(loaded: Loaded, *, max_length: int | None = None) -> Batcher:
+    """Batches for a model whose encoder stays frozen: each picture is encoded once."""
+    model: Any = loaded.model
+    model.requires_grad_(False)
+    return Batcher(
+        loaded.processor, max_length=max_length, encode_images=components.frozen_encoder(model)
+    )
 
 
 def _check_ids(stream: Stream) -> None:

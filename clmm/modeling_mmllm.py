@@ -23,12 +23,12 @@ from clmm.configuration_mmllm import MMLLMConfig
 from streams import settings
 
 
-class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Five slots (survey, figure 2): three are filled, the output side is `None` for now."""
 
     config_class = MMLLMConfig
     base_model_prefix = ""
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -84,6 +84,8 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: 
     ) -> torch.Tensor:
         """P_X = Θ(F_X): [images, n, D], from pixels or from features computed before."""
         if image_features is None:
+            if pixel_values is None:
+                raise ValueError("give pixel_values or image_features")
             image_features = self.encode_images(pixel_values)
         weight = next(self.input_projector.parameters())
         return self.input_projector(image_features.to(weight.dtype))
@@ -128,6 +130,8 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: 
         or `image_features` [images, n, d_X] in reading order; `labels` [B, L], −100 is ignored.
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self._embed(input_ids, pixel_values, image_features)
         return self.language_model(
             inputs_embeds=inputs_embeds,
@@ -142,15 +146,17 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: 
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Any,
+        *args: Any,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
-        is_first_iteration: bool = False,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Media enter the first pass only; later passes find them in the key–value cache."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        parent: Any = super()
+        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs |= {"pixel_values": pixel_values, "image_features": image_features}

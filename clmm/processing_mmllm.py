@@ -59,7 +59,7 @@ def byte_tokenizer(corpus: Iterable[str] = (), *, vocabulary: int = 0) -> PreTra
     )
 
 
-class MMLLMProcessor(ProcessorMixin):  # type: ignore[misc]
+class MMLLMProcessor(ProcessorMixin):
     """Text and images → what `MMLLMForConditionalGeneration` takes."""
 
     def __init__(

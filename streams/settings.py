@@ -35,6 +35,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # the dataclass itself refused, and said which field
+            raise SettingError(str(first["ctx"]["error"])) from None
         if first["type"] == "missing":
             raise SettingError(f"{where}.{field}: this setting is required") from None
         raise SettingError(f"{where}.{field}: {first['msg']}; got {first['input']!r}") from None

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
 from clmm.nano import encoder as encoder_stage
-from clmm.nano.curriculum import Lesson, corpus, picture_lesson, policy_lesson, text_lesson
+from clmm.nano.curriculum import (
+    Lesson,
+    copying_lesson,
+    corpus,
+    picture_lesson,
+    policy_lesson,
+    text_lesson,
+)
 from clmm.nano.shared_prefix import Turn, answer_loss
 from clmm.processing_mmllm import IMAGE, MMLLMProcessor, byte_tokenizer, image_processor
 from streams.world import SIZE
@@ -47,7 +54,7 @@ STAGES: dict[str, Stage] = {
     "language": Stage(steps=800, learning_rate=3e-3, batch_size=64),
     "projector": Stage(steps=200, learning_rate=3e-3, batch_size=32),
     "instruction": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
-    "alignment": Stage(steps=400, learning_rate=8e-4, batch_size=32),
+    "alignment": Stage(steps=500, learning_rate=8e-4, batch_size=32),
 }
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -88,7 +95,7 @@ def new_model() -> tuple[MMLLMForConditionalGeneration, MMLLMProcessor]:
             "bos_token_id": None,
         },
         input_projector={"name": "mlp", "hidden": 256, "norm": True},
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=tokenizer.vocab[IMAGE],
     )
     model = MMLLMForConditionalGeneration._from_config(config, attn_implementation="eager")
     processor = MMLLMProcessor(image_processor(SIZE), tokenizer, config.num_image_tokens)
@@ -163,8 +170,10 @@ def _mixture(name: str, rng: np.random.Generator) -> Lesson:
     draw = rng.random()
     if name == "projector":
         return picture_lesson(rng, questions=4)
-    if name == "alignment" and draw < 0.45:
+    if name == "alignment" and draw < 0.40:
         return policy_lesson(rng)
+    if name == "alignment" and draw < 0.52:
+        return copying_lesson(rng)
     if draw < 0.90:
         return picture_lesson(rng)
     return text_lesson(rng)

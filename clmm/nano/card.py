@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clmm.answering import Answerer
-from clmm.batching import Batcher
+from clmm.learner import batcher_of
 from clmm.loading import load
 from safety.probes.bias import Bias
 from safety.probes.captions import Captions
@@ -61,7 +61,7 @@ SKILLS = (
 def measure(model: str | Path = "nano", *, seed: int = 0, items: int = 400) -> dict[str, float]:
     """Figure → value on held-out items drawn with `seed`, the shuffled-picture control included."""
     loaded = load(model)
-    answering = Answerer(loaded.model.requires_grad_(False), Batcher(loaded.processor))
+    answering = Answerer(loaded.model, batcher_of(loaded))
     probes: tuple[Probe, ...] = (
         Existence(items=items),
         Captions(items=items),

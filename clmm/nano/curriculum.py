@@ -30,6 +30,10 @@ from streams.world import (
     render_figure,
 )
 
+DIGITS = "0123456789"
+PRINTABLE = "".join(map(chr, range(33, 127))) + "".join(map(chr, range(161, 592)))
+COPYING = ("Repeat: {}", "Say {}", "Copy this: {}", "Write {}", "Repeat after me: {}")
+
 _TRAINED = frozenset(TRAIN_PAIRS)
 _SAME_ATTRIBUTE = {
     pair: [p for p in TRAIN_PAIRS if (p[0] == pair[0]) != (p[1] == pair[1])] for pair in TRAIN_PAIRS
@@ -152,6 +156,21 @@ def policy_lesson(rng: np.random.Generator, *, requests: int = 8) -> Lesson:
     if rng.random() < 0.25:
         picture = render(random_scene(rng, pairs=TRAIN_PAIRS))
     return Lesson(tuple((request.text, request.answer) for request in drawn), picture=picture)
+
+
+def copying_lesson(rng: np.random.Generator, *, turns: int = 8) -> Lesson:
+    """Characters to say again: every byte occurs, so that none is left for an adapter to wake.
+
+    Tokens that no training used end up alike, and LoRA, which leaves embeddings alone, cannot
+    then tell them apart: nano could be taught no numeral (docs/log.md).
+    """
+    drawn = []
+    for _ in range(turns):
+        letters = DIGITS if rng.random() < 0.3 else PRINTABLE
+        said = "".join(letters[int(i)] for i in rng.integers(len(letters), size=rng.integers(1, 5)))
+        template = COPYING[int(rng.integers(len(COPYING)))]
+        drawn.append((template.format(said), said))
+    return Lesson(tuple(drawn))
 
 
 def corpus() -> list[str]:

@@ -56,9 +56,9 @@ def targets(lesson: Lesson) -> np.ndarray:
                     1 + _SHAPES.index(tool),
                 )
         case DrawnWord(letters=letters):
-            for letter, x, y in letters:
-                half = int(x % _CELL) // (_CELL // 2)
-                grid[(*_cell(x, y), 2 + half)] = 1 + ascii_uppercase.index(letter)
+            for letter, across, down in letters:
+                half = int(across % _CELL) // (_CELL // 2)
+                grid[(*_cell(across, down), 2 + half)] = 1 + ascii_uppercase.index(letter)
     return grid
 
 
