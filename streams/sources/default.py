@@ -17,8 +17,8 @@ from streams.stream import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Default:
-    """digits (a numeral), position (a sentence), easy_vqa_short (a word), parity (yes or no),
-    counting (a number word). Neighbours differ in the form of their answers, so that each stage
+    """digits (a number word), position (a sentence), easy_vqa_color (a colour), parity (yes or
+    no), counting (a number word). Neighbours differ in the form of their answers, so that each stage
     pulls the model's habits another way.
     """
 
@@ -37,8 +37,8 @@ class Default:
         }
         sources = (
             Digits(**same),
-            Position(**same),
-            EasyVqa(questions="short", **same),
+            Position(most_things=1, **same),
+            EasyVqa(questions="color", **same),
             Parity(**same),
             Counting(**same),
         )

@@ -1,9 +1,10 @@
-"""Handwritten digits from scikit-learn: "What digit is this?" → "7"."""
+"""Handwritten digits from scikit-learn: "What digit is this?" → "seven"."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
@@ -21,6 +22,8 @@ PHRASINGS = (
     "What number is written here?",
     "Name the digit.",
 )
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NUMERALS = tuple("0123456789")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Digits:
     """At most 360."""
     seed: NonNegativeInt = 0
     """Chooses items and phrasings. The split does not depend on it."""
+    answers: Literal["word", "numeral"] = "word"
+    """`seven` or `7`."""
 
     def tasks(self) -> tuple[Task, ...]:
         return (
@@ -46,16 +51,19 @@ class Digits:
 
     def _samples(self, split: Split, count: int) -> Drawn:
         dealt = source.deal(source.pool(split), count, len(PHRASINGS), split, self.seed, "digits")
-        return Drawn(count, partial(_sample, split, dealt))
+        words = WORDS if self.answers == "word" else NUMERALS
+        return Drawn(count, partial(_sample, split, dealt, words))
 
 
-def _sample(split: Split, dealt: list[tuple[int, int]], index: int) -> Sample:
+def _sample(
+    split: Split, dealt: list[tuple[int, int]], words: tuple[str, ...], index: int
+) -> Sample:
     row, phrasing = dealt[index]
     pictures, labels = source.handwriting()
     return ask(
         id=f"digits/{split}/{row:04d}/{phrasing}",
         question=PHRASINGS[phrasing],
-        answer=str(labels[row]),
+        answer=words[int(labels[row])],
         image=Image(source=_white_on_black(pictures[row])),
         provenance=Provenance(
             source=source.SOURCE, split=split, item=f"row {row}", licence=source.LICENCE

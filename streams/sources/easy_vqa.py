@@ -15,7 +15,7 @@ from streams.settings import SettingError
 from streams.sources._drawn import Split
 from streams.stream import Task
 
-Questions = Literal["short", "yes_no", "all"]
+Questions = Literal["all", "short", "color", "shape", "yes_no"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class EasyVqa:
     """
 
     questions: Questions = "all"
-    """`short` asks for a shape or a colour, `yes_no` whether there is one, `all` asks both."""
+    """`color` or `shape` asks for one, `short` for either, `yes_no` whether there is one."""
     negations: bool = True
     """Whether to keep "is there not a red shape?"; they make yes and no an exclusive or."""
     train_items: PositiveInt = 2000
@@ -84,8 +84,10 @@ class EasyVqa:
         )
         for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
             kind = "yes_no" if answer in ("yes", "no") else "short"
+            about = "color" if "color" in text.split() else "shape"
+            kinds = {"all", kind, about} if kind == "short" else {"all", kind}
             negated = {"not", "no"} & set(text.split())
-            if self.questions in (kind, "all") and (self.negations or not negated):
+            if self.questions in kinds and (self.negations or not negated):
                 groups[text][answer].append(row)
         blocks: list[tuple[int, ...]] = []
         for by_answer in groups.values():
