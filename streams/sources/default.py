@@ -18,8 +18,8 @@ from streams.stream import Task
 @dataclass(frozen=True, kw_only=True)
 class Default:
     """digits (a number word), position (a sentence), easy_vqa_color (a colour), parity (yes or
-    no), counting (a number word). Neighbours differ in the form of their answers, so that each stage
-    pulls the model's habits another way.
+    no), counting (a number word). Neighbours differ in what they ask and in how it is answered,
+    so that each stage pulls the model's habits another way.
     """
 
     train_items: PositiveInt = 2000
