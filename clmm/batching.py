@@ -70,7 +70,7 @@ class Batcher:
         *,
         max_length: int | None = None,
         encode_images: Callable[[Tensor], Tensor] | None = None,
-        cache_bytes: int = 256 * 2**20,
+        cache_bytes: int = 128 * 2**20,
     ) -> None:
         self.processor = processor
         self.max_length = max_length

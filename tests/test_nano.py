@@ -110,9 +110,9 @@ def test_encoder_targets_mark_each_thing_once() -> None:
 def test_shared_prefix_gives_the_loss_of_asking_alone() -> None:
     model = load("nano").model.language_model
     rng = np.random.default_rng(2)
-    prefixes = [torch.tensor(rng.integers(6, 700, size=n)) for n in (9, 4)]
+    prefixes = [torch.tensor(rng.integers(6, 600, size=n)) for n in (9, 4)]
     turns = [
-        Turn(prefix=i % 2, question=rng.integers(6, 700, size=3 + 4 * i).tolist(), answer=[7, 8, 1])
+        Turn(prefix=i % 2, question=rng.integers(6, 600, size=3 + 4 * i).tolist(), answer=[7, 8, 1])
         for i in range(4)
     ]  # fmt: skip
     alone = []

@@ -46,7 +46,7 @@ def content(sample: Sample) -> tuple[Any, ...]:
 
 def test_the_default_stream_has_five_tasks_of_alternating_forms() -> None:
     tasks = load_stream("default").tasks
-    names = ["digits", "position", "easy_vqa_short", "parity", "counting"]
+    names = ["digits", "position", "easy_vqa_color", "parity", "counting"]
     assert [task.name for task in tasks] == names
     assert all(len(task.test) >= 300 for task in tasks)
     forms = [
@@ -132,6 +132,7 @@ def test_a_longer_task_begins_like_a_shorter_one(source: Any) -> None:
         (Counting(train_items=600).tasks()[0], 0.25),
         (Position(train_items=600).tasks()[0], 0.35),
         (EasyVqa(questions="short").tasks()[0], 0.35),
+        (EasyVqa(questions="color").tasks()[0], 0.15),
         (EasyVqa(questions="yes_no").tasks()[0], 0.5),
     ],
     ids=lambda value: value.name if isinstance(value, Task) else str(value),
