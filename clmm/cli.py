@@ -84,7 +84,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings to change: seeds=[0,1] train.learning_rate=1e-3 strategies.0.budget=0.1",
+        help="settings to change: seeds=[0,1] train.learning_rate=1e-3 strategies.1.budget=0.1",
     )
 
 
@@ -173,6 +173,7 @@ def _probe(options: argparse.Namespace) -> int:
 
     from clmm.experiment import answerer
     from clmm.result import figures_table, print_table
+    from clmm.study import to_spec
     from safety import standard_probes
     from safety.probing import run_probe
     from streams import settings
@@ -188,6 +189,10 @@ def _probe(options: argparse.Namespace) -> int:
         if options.items < 1:
             raise ValueError(f"--items: must be at least 1; got {options.items}")
         probes = [dataclasses.replace(probe, items=options.items) for probe in probes]
+    if options.out is not None and options.out.is_dir():
+        raise ValueError(f"--out: {options.out} is a folder; name a file, such as probe.json")
+    if options.seed < 0:
+        raise ValueError(f"--seed: must not be negative; got {options.seed}")
     model = answerer(options.model, device=options.device, precision=options.precision)
     scores = [run_probe(probe, model, options.seed) for probe in probes]
     figures = {name: figure for score in scores for name, figure in score.figures.items()}
@@ -196,7 +201,7 @@ def _probe(options: argparse.Namespace) -> int:
         record = {
             "model": options.model,
             "seed": options.seed,
-            "probes": [dataclasses.asdict(probe) for probe in probes],
+            "probes": [to_spec("safety.probes", probe) for probe in probes],
             "figures": {name: figure.value for name, figure in figures.items()},
             "intervals": {n: [f.low, f.high, f.n] for n, f in figures.items()},
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class Estimate:
     value: float
     low: float = math.nan
     high: float = math.nan
+
+    def within(self, least: float, most: float) -> Estimate:
+        """With no end of the interval outside what the number can be."""
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
 
     def show(self, *, scale: float = 100, signed: bool = False) -> str:
         if math.isnan(self.value):
@@ -97,9 +101,10 @@ class Result:
         """
         runs = [self._run(strategy, seed) for seed in self.folder.seeds(strategy)]
         runs = [run for run in runs if len(run) > 1]
-        return {
+        found = {
             name: _estimate([measure(run) for run in runs]) for name, measure in _MEASURES.items()
         }
+        return {n: e.within(0, 1) if "accuracy" in n else e for n, e in found.items()}
 
     def _run(self, strategy: str, seed: int) -> list[_Stage]:
         stages = [self.folder.base(), *self._stages(strategy, seed)]
@@ -111,7 +116,7 @@ class Result:
         base = self.folder.base()
         if base.done:
             whole = _Stage(scores=base.read_scores(), outcomes=base.read_outcomes())
-            alone = _estimate([_last_accuracy([whole])])
+            alone = _estimate([_last_accuracy([whole])]).within(0, 1)
             table.add_row(
                 "(base)", "", "0", alone.show(), *("–" for _ in range(len(_MEASURES) - 1))
             )

@@ -80,10 +80,14 @@ class Study:
         resolved["strategies"] = _objects("clmm.strategies", specs, "strategies")
         if not resolved["strategies"]:
             raise SettingError("strategies: name at least one; `clmm ls strategies` lists them")
+        _check_parts(resolved["strategies"], "strategies", ("stages", "build"))
         resolved["labels"] = labels(resolved["strategies"], given)
         probes = _objects("safety.probes", _listed(values, "probes"), "probes")
         resolved["probes"] = tuple(standard_probes()) if values.get("probes") is None else probes
+        _check_parts(resolved["probes"], "probes", ("samples", "score"))
         train = values.get("train") or {}
+        if not isinstance(train, (Mapping, TrainSettings)):
+            raise SettingError(f"train: give settings, such as learning_rate: 2e-4; got {train!r}")
         if isinstance(train, Mapping):
             resolved["train"] = settings.build(TrainSettings, train, where="train")
         _check_plain(cls, resolved)
@@ -143,10 +147,26 @@ def _check_plain(cls: type[Study], resolved: dict[str, Any]) -> None:
     if checked.precision not in ("fp32", "bf16"):
         nearest = catalog.nearest(checked.precision, ["fp32", "bf16"])
         raise SettingError(f"precision: there is no {checked.precision!r}{nearest}")
+    if checked.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", checked.device):
+        near = catalog.nearest(checked.device, ["cpu", "cuda", "mps"])
+        raise SettingError(f"device: there is no {checked.device!r}{near}")
+    for seed in checked.seeds:
+        if seed < 0:
+            raise SettingError(f"seeds: a seed must not be negative; got {seed}")
     for name in ("answer_batch_size", "max_new_tokens", "workers"):
         value = getattr(checked, name)
         if value is not None and value < 1:
             raise SettingError(f"{name}: must be at least 1; got {value}")
+
+
+def _check_parts(parts: Sequence[Any], key: str, methods: tuple[str, ...]) -> None:
+    """That each is what its place asks for, with numbers that it can be built from."""
+    for place, part in enumerate(parts):
+        if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in methods):
+            raise SettingError(f"{key}[{place}]: {part!r} is not one; see `clmm ls {key}`")
+        for name in ("rank", "alpha", "items"):
+            if not isinstance(value := getattr(part, name, 1), (int, float)) or value < 1:
+                raise SettingError(f"{key}[{place}].{name}: must be at least 1; got {value!r}")
 
 
 def _listed(values: Mapping[str, Any], key: str) -> list[Any]:

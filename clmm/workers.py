@@ -28,6 +28,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import IO, Any, Literal
 
+from clmm.training import TrainingDiverged
+
 Report = Callable[[dict[str, Any]], None]
 Turn = Callable[[], AbstractContextManager[None]]
 TICK_SECONDS = 0.2
@@ -105,7 +107,7 @@ def _run_here(job: Job, on_event: Callable[[str, dict[str, Any]], None]) -> Fail
     try:
         job.work(lambda event: on_event(job.name, event), nullcontext)
     except Exception as error:
-        return Failure(name=job.name, message=_message(error), details=traceback.format_exc())
+        return Failure(name=job.name, message=_message(error), details=_details(error))
     return None
 
 
@@ -199,7 +201,7 @@ def _child(job: Job, channel: Connection, printed: int, parent: int) -> None:
     try:
         job.work(channel.send, turn)
     except Exception as error:
-        os.write(2, traceback.format_exc().encode())
+        os.write(2, _details(error).encode())
         channel.send({"failure": _message(error)})
         sys.exit(1)
 
@@ -213,6 +215,20 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+_EXPECTED = (ValueError, OSError, TrainingDiverged)
+"""Errors whose message is all that a user needs."""
+
+
+def _details(error: BaseException) -> str:
+    """The traceback, of what was not expected or when asked for."""
+    asked = os.environ.get("CLMM_DEBUG", "0") not in ("", "0")
+    return "" if isinstance(error, _EXPECTED) and not asked else traceback.format_exc()
+
+
 def _message(error: BaseException) -> str:
     text = str(error).strip() or "no message"
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, (ValueError, TrainingDiverged))
+        else f"{type(error).__name__}: {text}"
+    )

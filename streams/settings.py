@@ -26,6 +26,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
     Raises SettingError for an unknown key, a missing one, or a value of the wrong type.
     """
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise SettingError(f"{where}: {cls!r} is no dataclass, so it has no settings to read")
     known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     for key in values:
         if key not in known:

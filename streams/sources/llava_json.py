@@ -25,6 +25,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from streams.catalog import nearest
 from streams.media import MediaError, inside
 from streams.sample import Provenance, Sample, Scorer
 from streams.scoring import yes_or_no
@@ -84,6 +85,7 @@ class LlavaJson:
     def _files(self) -> list[tuple[str, Path, Path | None]]:
         """(task name, train file, test file or None) of each task."""
         if train := _json(self.folder, "train"):
+            _no_strays(self.folder)
             return [(_name(self.folder.resolve().name), train, _json(self.folder, "test"))]
         folders = [path for path in sorted(self.folder.iterdir()) if path.is_dir()]
         found = [
@@ -91,6 +93,8 @@ class LlavaJson:
             for path in folders
             if (train := _json(path, "train"))
         ]
+        for path in folders if found else ():
+            _no_strays(path)
         singles = [path for path in sorted(self.folder.iterdir()) if _is_data(path)]
         if found and singles:
             raise StreamError(
@@ -183,6 +187,15 @@ class LlavaJson:
 
 def _is_data(path: Path) -> bool:
     return path.suffix in _SUFFIXES and not path.name.startswith(".")
+
+
+def _no_strays(folder: Path) -> None:
+    """Data that would be passed over is an error: a misspelt test.json must not vanish."""
+    for path in sorted(folder.iterdir()):
+        used = path.stem in ("train", "test") and path.suffix in _SUFFIXES
+        if path.is_file() and path.suffix.lower() in _SUFFIXES and not used:
+            hint = nearest(path.stem.lower(), ["train", "test"])
+            raise StreamError(f"{path}: only train and test files are read here{hint}")
 
 
 def _json(folder: Path, stem: str) -> Path | None:
