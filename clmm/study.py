@@ -240,9 +240,6 @@ def labels(strategies: Sequence[Any], given: Sequence[str | None]) -> tuple[str,
     return tuple(found)
 
 
-# Reading
-
-
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice and reads 1e-3 as the number it is."""
 

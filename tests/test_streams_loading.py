@@ -366,3 +366,10 @@ def test_a_task_without_items_is_refused() -> None:
 def test_the_reader_is_a_source_of_its_own(folder: Path) -> None:
     both(folder, [record("a", "0.png")])
     assert LlavaJson(folder=folder).tasks()[0].name == "mine"
+
+
+def test_data_beside_train_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("[]", "utf-8")
+    (tmp_path / "tset.json").write_text("[]", "utf-8")
+    with pytest.raises(StreamError, match=r"tset\.json: only train and test files .*mean test"):
+        load_stream(str(tmp_path))

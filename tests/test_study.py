@@ -4,6 +4,7 @@ written back makes the same study again."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -161,3 +162,28 @@ def test_the_plain_form_is_yaml_without_workers() -> None:
     plain = study.plain()
     assert yaml.safe_load(to_yaml(plain)) == plain
     assert "workers" not in plain
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"strategies": [3]}, r"strategies\[0\]: 3 is not one"),
+        (
+            {"strategies": ["streams.sources.digits:Digits"]},
+            r"strategies\[0\]: Digits.* is not one",
+        ),
+        (
+            {"strategies": [{"name": "replay", "rank": 0}]},
+            r"strategies\[0\]\.rank: must be at least",
+        ),
+        ({"strategies": ["joint"], "train": 3}, r"train: give settings.*got 3"),
+        (
+            {"strategies": ["joint"], "device": "cdua"},
+            r"device: there is no 'cdua'; did you mean cuda",
+        ),
+        ({"strategies": ["joint"], "seeds": [-1]}, "a seed must not be negative; got -1"),
+    ],
+)
+def test_what_cannot_run_is_refused_when_it_is_read(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        Study.resolve(settings)
