@@ -259,6 +259,7 @@ class _Lane:
         with _recorded(folder, report, note=task or "all tasks", main=self.main) as event:
             cost = dict(learner.train_stage(stage, event))
         learner.save(folder.checkpoint)
+        return_memory()
         report({"kind": "scoring", "stage": stage, "note": f"{task or 'all tasks'}: scoring"})
         started, size = time.perf_counter(), self.materials.study.answer_batch_size
         found = self.materials.assessor.assess(
@@ -267,6 +268,7 @@ class _Lane:
             oracle=partial(learner.oracle_answering, batch_size=size),
         )
         cost["scoring_seconds"] = time.perf_counter() - started
+        return_memory()
         if self.main:
             before = self.run.stage(self.label, self.seed, stage - 1) if stage > 1 else None
             keep(folder, found, task=task, cost=cost, base=self.run.base(), previous=before)
