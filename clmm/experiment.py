@@ -30,7 +30,7 @@ from clmm.progress import Display
 from clmm.result import Result
 from clmm.strategy import Stages
 from clmm.study import Study
-from clmm.workers import Job, Report, Turn, can_fork, run_jobs
+from clmm.workers import Job, Report, Turn, can_fork, return_memory, run_jobs
 from reports.run_folder import RunFolder, StageFolder
 from streams.loading import load_stream
 from streams.sample import Sample
