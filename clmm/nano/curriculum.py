@@ -162,7 +162,7 @@ def copying_lesson(rng: np.random.Generator, *, turns: int = 8) -> Lesson:
     """Characters to say again: every byte occurs, so that none is left for an adapter to wake.
 
     Tokens that no training used end up alike, and LoRA, which leaves embeddings alone, cannot
-    then tell them apart: nano could be taught no numeral (docs/log.md).
+    then tell them apart. This helped only in part: numerals stay beyond LoRA (docs/log.md).
     """
     drawn = []
     for _ in range(turns):
