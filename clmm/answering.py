@@ -7,10 +7,11 @@ router wraps this. With several processes each answers its share and all get eve
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -19,6 +20,7 @@ from clmm.components import evaluating
 from streams.sample import Answer, Sample, Text
 
 T = TypeVar("T")
+Spread = Callable[[Callable[[Sequence[int]], Any], list[list[int]]], list[Any]]
 
 
 class Answerer:
@@ -27,7 +29,8 @@ class Answerer:
     `batch_size` rows at a time, longest first; on CUDA it is halved when memory runs out.
     `autocast` computes in that precision. `share_prompts` runs each prompt once for all its
     continuations; None decides: not for models whose positions the cache does not carry
-    (Qwen-VL's rotary deltas), nor with learnt prompt tokens.
+    (Qwen-VL's rotary deltas), nor with learnt prompt tokens. `spread(work, batches)` returns
+    `[work(batch) for batch in batches]`, computed in copies of this process if it likes.
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class Answerer:
         autocast: torch.dtype | None = None,
         share_prompts: bool | None = None,
         route: str | None = None,
+        spread: Spread | None = None,
     ) -> None:
         self.model: Any = model
         self.batcher = batcher
         self.batch_size = batch_size
         self.route = route
+        self._elsewhere = spread
         self._autocast = autocast
         self._share_prompts = share_prompts
 
@@ -75,6 +80,7 @@ class Answerer:
                     [samples[asked[row]] for row in rows],
                     [continuations[asked[row]] for row in rows],
                 ),
+                each=max((len(continuations[i]) for i in asked), default=1) / 2,
             )
             flat = iter([value for group in groups for value in group])
         else:
@@ -187,8 +193,17 @@ class Answerer:
         weight = next(self.model.parameters())
         return to_model(batch, device=weight.device, dtype=_base(self.model).dtype)
 
-    def _spread(self, lengths: Sequence[int], work: Callable[[Sequence[int]], list[T]]) -> list[T]:
-        """Calls `work` on batches of row numbers of like length; results in the rows' order."""
+    def _spread(
+        self,
+        lengths: Sequence[int],
+        work: Callable[[Sequence[int]], list[T]],
+        *,
+        each: float = 1,
+    ) -> list[T]:
+        """Calls `work` on batches of row numbers of like length; results in the rows' order.
+
+        A row that needs the memory of `each` ones counts as so many.
+        """
         order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
         rank, world = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -197,19 +212,29 @@ class Answerer:
         done: dict[int, T] = {}
         device = next(self.model.parameters()).device.type
         autocast = torch.autocast(device, self._autocast, enabled=self._autocast is not None)
-        with evaluating(self.model), torch.inference_mode(), autocast:
-            start = 0
-            while start < len(mine):
-                rows = mine[start : start + self.batch_size]
-                results = self._unless_full(work, rows)
-                if results is not None:
+        # Under autocast LoRA layers need not widen inputs that are narrowed again at once.
+        narrow = disable_input_dtype_casting(self.model, active=self._autocast is not None)
+        with evaluating(self.model), torch.inference_mode(), autocast, narrow:
+            while len(done) < len(mine):
+                size = max(1, int(self.batch_size / max(1, each)))
+                rest = mine[len(done) :]
+                batches = [rest[i : i + size] for i in range(0, len(rest), size)]
+                for rows, results in zip(batches, self._over(work, batches), strict=False):
+                    if results is None:
+                        break  # too much for the device: go on with smaller batches
                     done.update(zip(rows, results, strict=True))
-                    start += len(rows)
         if world > 1:
             shares: list[Any] = [None] * world
             torch.distributed.all_gather_object(shares, done)
             done = {row: result for share in shares for row, result in share.items()}
         return [done[row] for row in range(len(lengths))]
+
+    def _over(
+        self, work: Callable[[Sequence[int]], list[T]], batches: list[list[int]]
+    ) -> Iterable[list[T] | None]:
+        if self._elsewhere is not None:
+            return self._elsewhere(work, batches)
+        return (self._unless_full(work, rows) for rows in batches)
 
     def _unless_full(
         self, work: Callable[[Sequence[int]], list[T]], rows: Sequence[int]

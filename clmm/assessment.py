@@ -63,10 +63,23 @@ class Assessor:
         tasks = [sample for task in self.stream.tasks for sample in task.test]
         return tasks + [sample for drawn in self._probes for sample in drawn.items]
 
-    def assess(self, model: Answering, *, seen: Sequence[str], oracle: Oracle) -> Assessment:
-        """Everything at once. `seen` are the names of the tasks trained on so far."""
-        answers = [(task, self._answer(model, task)) for task in self.stream.tasks]
-        runs = [(drawn, run_probe(drawn, model, self._probe_seed)) for drawn in self._probes]
+    def assess(
+        self,
+        model: Answering,
+        *,
+        seen: Sequence[str],
+        oracle: Oracle,
+        report: Callable[[float], None] = lambda share: None,
+    ) -> Assessment:
+        """Everything at once. `seen` are the names of the tasks trained on so far; `report` is
+        told which share of the tasks and probes has been asked."""
+        answers, runs, sets = [], [], len(self.stream.tasks) + len(self._probes)
+        for task in self.stream.tasks:
+            answers.append((task, self._answer(model, task)))
+            report(len(answers) / sets)
+        for drawn in self._probes:
+            runs.append((drawn, run_probe(drawn, model, self._probe_seed)))
+            report((len(answers) + len(runs)) / sets)
         scored = {task.name: self._score(task, given) for task, given in answers}
         own = [(task.name, given) for task, given in answers if task.name in seen]
         routed = [answer.route == name for name, given in own for answer in given if answer.route]

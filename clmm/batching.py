@@ -14,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
+from safetensors import torch as tensors
 from torch import Tensor
 from transformers import ProcessorMixin
 
@@ -33,8 +34,10 @@ IGNORED = -100
 """The label of a token that is not learnt from, as in every Hugging Face model."""
 
 Batch = dict[str, Tensor]
+Spread = Callable[[Callable[[list[Hashable]], bytes], list[list[Hashable]]], list[bytes]]
 TOKEN_KEYS = ("mm_token_type_ids", "token_type_ids")
 FRESH_AT_ONCE = 64
+CACHE_BYTES = 256 * 2**20
 
 
 class SampleError(ValueError):
@@ -70,7 +73,7 @@ class Batcher:
         *,
         max_length: int | None = None,
         encode_images: Callable[[Tensor], Tensor] | None = None,
-        cache_bytes: int = 128 * 2**20,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.processor = processor
         self.max_length = max_length
@@ -122,13 +125,34 @@ class Batcher:
         if self._encode_images is not None:
             with torch.inference_mode(False):
                 fresh = dict(zip(fresh, self._with_features(list(fresh.values())), strict=True))
-        for key, prompt in fresh.items():
+        self._keep(fresh)
+        found |= fresh
+        return [found[key] for key in keys]
+
+    def encode_ahead(self, samples: Sequence[Sample], spread: Spread) -> None:
+        """Encodes what is not kept yet, as far as it can be kept.
+
+        `spread(work, chunks)` returns `[work(chunk) for chunk in chunks]`, computed where it likes:
+        what `work` returns are bytes.
+        """
+        fresh = {k: s for s in samples if (k := _content(s)) not in self._cache}
+        if not fresh:
+            return
+        largest = self.encode([max(fresh.values(), key=lambda sample: len(sample.images))])[0]
+        room = (self._cache_limit - self._cache_bytes) // largest.size_bytes
+        keys = list(fresh)[:room]
+        chunks = [keys[i : i + FRESH_AT_ONCE] for i in range(0, len(keys), FRESH_AT_ONCE)]
+        packed = spread(lambda chunk: _pack(self.encode([fresh[key] for key in chunk])), chunks)
+        for chunk, data in zip(chunks, packed, strict=True):
+            unpacked = zip(chunk, _unpack(data), strict=True)
+            self._keep({key: prompt for key, prompt in unpacked if key not in self._cache})
+
+    def _keep(self, prompts: Mapping[Hashable, Prompt]) -> None:
+        for key, prompt in prompts.items():
             self._cache[key] = prompt
             self._cache_bytes += prompt.size_bytes
         while self._cache_bytes > self._cache_limit:
             self._cache_bytes -= self._cache.popitem(last=False)[1].size_bytes
-        found |= fresh
-        return [found[key] for key in keys]
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """The tokens of an answer as they follow a prompt, end token included."""
@@ -282,6 +306,30 @@ def _join(tensors: list[Tensor]) -> Tensor:
         joined[(slice(start, start + len(tensor)), *corner)] = tensor
         start += len(tensor)
     return joined
+
+
+def _pack(prompts: Sequence[Prompt]) -> bytes:
+    """Prompts as safetensors, which pass between processes without a file or a handle each."""
+    flat: dict[str, Tensor] = {}
+    for row, prompt in enumerate(prompts):
+        arrays = {"ids": prompt.ids, **{f"token/{k}": v for k, v in prompt.per_token.items()}}
+        flat |= {f"{row}/{name}": torch.from_numpy(array) for name, array in arrays.items()}
+        flat |= {f"{row}/media/{k}": tensor.contiguous() for k, tensor in prompt.media.items()}
+    return tensors.save(flat)
+
+
+def _unpack(packed: bytes) -> list[Prompt]:
+    found: dict[int, Prompt] = {}
+    for name, tensor in tensors.load(packed).items():
+        row, kind, *key = name.split("/")
+        prompt = found.setdefault(int(row), Prompt(ids=np.empty(0), per_token={}, media={}))
+        if kind == "ids":
+            found[int(row)] = replace(prompt, ids=tensor.numpy())
+        elif kind == "token":
+            prompt.per_token[key[0]] = tensor.numpy()
+        else:
+            prompt.media[key[0]] = tensor
+    return [found[row] for row in range(len(found))]
 
 
 def _content(sample: Sample) -> Hashable:

@@ -30,7 +30,7 @@ from clmm.progress import Display
 from clmm.result import Result
 from clmm.strategy import Stages
 from clmm.study import Study
-from clmm.workers import Job, Report, Turn, can_fork, return_memory, run_jobs
+from clmm.workers import Job, Report, Turn, can_fork, return_memory, run_jobs, side_by_side
 from reports.run_folder import RunFolder, StageFolder
 from streams.loading import load_stream
 from streams.sample import Sample
@@ -153,11 +153,14 @@ class Experiment:
                 for number in range(len(self.study.strategies))
             ]
             with Display({lane.title: len(lane.stages) for lane in lanes}, shown=shown) as screen:
-                _score_base(run, materials, screen, main=main)
-                if any(lane.stages for lane in lanes):
+                workers = self._workers()
+                if workers > 1 and any(lane.unfinished for lane in lanes):
+                    _encode_ahead(materials, screen, workers)
+                _score_base(run, materials, screen, workers, main=main)
+                if any(lane.unfinished for lane in lanes):
                     import clmm.trainer  # noqa: F401  (slow: once here, not in every fork)
                 jobs = [Job(name=lane.title, work=lane.go) for lane in lanes]
-                failures = run_jobs(jobs, workers=self._workers(), on_event=screen.event)
+                failures = run_jobs(jobs, workers=workers, on_event=screen.event)
         return Result(folder, failures)
 
     def _open(self, run: RunFolder, materials: Materials) -> None:
@@ -227,11 +230,21 @@ class _Lane:
         stages: Stages = self.materials.study.strategies[self.number].stages(names)
         return stages
 
+    @property
+    def done(self) -> int:
+        """How many stages are done."""
+        found = 0
+        while found < len(self.stages) and self.run.stage(self.label, self.seed, found + 1).done:
+            found += 1
+        return found
+
+    @property
+    def unfinished(self) -> bool:
+        return self.done < len(self.stages)
+
     def go(self, report: Report, turn: Turn) -> None:
         """Trains and scores the stages that are not done yet, from the last one that is."""
-        last, done = len(self.stages), 0
-        while done < last and self.run.stage(self.label, self.seed, done + 1).done:
-            done += 1
+        last, done = len(self.stages), self.done
         if done or not last:
             report({"kind": "done", "stage": done, "note": "was done already"})
         if done == last:
@@ -260,12 +273,14 @@ class _Lane:
             cost = dict(learner.train_stage(stage, event))
         learner.save(folder.checkpoint)
         return_memory()
-        report({"kind": "scoring", "stage": stage, "note": f"{task or 'all tasks'}: scoring"})
+        scoring = {"kind": "scoring", "stage": stage, "note": f"{task or 'all tasks'}: scoring"}
+        report(scoring)
         started, size = time.perf_counter(), self.materials.study.answer_batch_size
         found = self.materials.assessor.assess(
             learner.answering(batch_size=size),
             seen=[name for names in self.stages[:stage] for name in names],
             oracle=partial(learner.oracle_answering, batch_size=size),
+            report=lambda share: report({**scoring, "share": share}),
         )
         cost["scoring_seconds"] = time.perf_counter() - started
         return_memory()
@@ -305,13 +320,34 @@ def _summary(task: str | None, found: Assessment, cost: dict[str, Any]) -> str:
     return f"{own}mean {mean:.1%} ({seconds:.0f} s)"
 
 
-def _score_base(run: RunFolder, materials: Materials, screen: Display, *, main: bool) -> None:
+def _encode_ahead(materials: Materials, screen: Display, workers: int) -> None:
+    """What every run would encode for itself is encoded once, by all cores, before they fork."""
+    train, samples = materials.study.train, materials.assessor.samples()
+    for task in materials.stream.tasks:
+        if train.updates(len(task.train)) * train.batch_size >= len(task.train):
+            samples += task.train
+
+    def spread(work: Any, chunks: Any) -> Any:
+        return side_by_side(
+            work,
+            chunks,
+            workers=workers,
+            on_part=lambda done: screen.share("pictures", done / len(chunks), "encoding"),
+        )
+
+    materials.batcher.encode_ahead(samples, spread)
+
+
+def _score_base(
+    run: RunFolder, materials: Materials, screen: Display, workers: int, *, main: bool
+) -> None:
     """Stage 0: the model as it comes, shared by all strategies and seeds."""
     base = run.base()
     if base.done:
         materials.assessor.recall_pictures(base)
         return
-    screen.say(f"base: scoring {sum(materials.assessor.items.values())} items")
+    note = f"scoring {sum(materials.assessor.items.values()):,} items"
+    screen.share("base", 0.0, note)
     started = time.perf_counter()
     if main:
         base.begin()
@@ -322,8 +358,14 @@ def _score_base(run: RunFolder, materials: Materials, screen: Display, *, main: 
         materials.batcher,
         batch_size=study.answer_batch_size,
         autocast=torch.bfloat16 if study.train.precision == "bf16" else None,
+        spread=partial(side_by_side, workers=workers) if workers > 1 else None,
     )
-    found = materials.assessor.assess(model, seen=(), oracle=lambda name: None)
+    found = materials.assessor.assess(
+        model,
+        seen=(),
+        oracle=lambda name: None,
+        report=lambda share: screen.share("base", share, note),
+    )
     if main:
         cost = {"scoring_seconds": time.perf_counter() - started}
         keep(base, found, task=None, cost=cost)

@@ -68,6 +68,16 @@ class Display:
         if self.drawn:
             self._progress.stop()
 
+    def share(self, name: str, share: float, note: str = "") -> None:
+        """How much is done of what comes before the runs; in a pipe, a line when it begins."""
+        if name not in self._bars:
+            if not self.drawn:
+                self.say(f"{name}: {note}")
+            self._bars[name] = self._progress.add_task(name, total=1.0, note=note)
+        if self.drawn:
+            self._progress.update(self._bars[name], completed=share, note="" if share == 1 else note)
+            self._progress.refresh()
+
     def say(self, text: str) -> None:
         """A line that stays."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -93,5 +103,5 @@ def _completed(event: dict[str, Any]) -> float:
     if event["kind"] in ("done", "again"):
         return float(stage)
     if event["kind"] == "scoring":
-        return stage - 1 + TRAINING_SHARE
+        return stage - 1 + TRAINING_SHARE + (1 - TRAINING_SHARE) * float(event.get("share", 0.0))
     return stage - 1 + TRAINING_SHARE * event["step"] / max(1, event["steps"])

@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
 from avalanche.training.templates import SupervisedTemplate
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 
 from clmm import components
@@ -195,7 +196,9 @@ class Trainer(SupervisedTemplate):
         self.replica, self.optimizer = self.model, None
 
     def training_epoch(self, **kwargs: Any) -> None:
-        with _checkpointing(self.model.model, self.settings.gradient_checkpointing):
+        # Under autocast LoRA layers need not widen inputs that are narrowed again at once.
+        narrow = disable_input_dtype_casting(self.model, active=self.settings.precision == "bf16")
+        with _checkpointing(self.model.model, self.settings.gradient_checkpointing), narrow:
             self._update_after_update(**kwargs)
 
     def _update_after_update(self, **kwargs: Any) -> None:
