@@ -167,8 +167,8 @@ def _run(options: argparse.Namespace) -> int:
 def _validate(options: argparse.Namespace) -> int:
     from clmm.study import read
 
-    _experiment(read(options.study, options.overrides)).check()
-    print(f"{options.study}: good")
+    _experiment(read(options.study, options.overrides)).plan().print()
+    print(f"\n{options.study}: good")
     return 0
 
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,49 +20,18 @@ import torch
 
 from clmm import provenance
 from clmm.answering import Answerer
-from clmm.assessment import Assessment, Assessor, keep
-from clmm.batching import Batcher
-from clmm.learner import Learner, batcher_of
+from clmm.assessment import Assessor, keep
+from clmm.lane import Lane, Materials
+from clmm.learner import batcher_of
 from clmm.loading import Loaded, load
 from clmm.plan import Plan
 from clmm.progress import Display
 from clmm.result import Result
-from clmm.strategy import Stages
 from clmm.study import Study
-from clmm.workers import Job, Report, Turn, can_fork, return_memory, run_jobs, side_by_side
-from reports.run_folder import RunFolder, StageFolder
+from clmm.workers import Job, can_fork, run_jobs, side_by_side
+from reports.run_folder import RunFolder
 from streams.loading import load_stream
-from streams.sample import Sample
 from streams.settings import SettingError
-from streams.stream import Stream
-
-EVENTS_AT_A_TIME = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class Materials:
-    """What all runs of a study share, loaded once."""
-
-    study: Study
-    stream: Stream
-    loaded: Loaded
-    batcher: Batcher
-    """Shared by all runs, so that what the base stage encoded is encoded once."""
-    alignment: tuple[Sample, ...]
-    assessor: Assessor
-
-    def learner(self, number: int, seed: int) -> Learner:
-        """Strategy `number` on the model; close it before the next one is made."""
-        study = self.study
-        return Learner(
-            study.strategies[number],
-            self.loaded,
-            self.stream,
-            study.train,
-            seed,
-            self.alignment,
-            batcher=self.batcher,
-        )
 
 
 class Experiment:
@@ -95,7 +63,8 @@ class Experiment:
         return made
 
     def check(self) -> Materials:
-        """Loads everything and makes a batch of each task; raises what training would."""
+        """Loads everything, builds every strategy once and makes a batch of each task; raises what
+        training would."""
         study = self.study
         stream = load_stream(study.stream)
         alignment = (
@@ -106,7 +75,7 @@ class Experiment:
         for task in stream.tasks:
             batcher.training(task.train[:2])
             batcher.prompts(task.test[:2])
-        return Materials(
+        materials = Materials(
             study=study,
             stream=stream,
             loaded=loaded,
@@ -119,18 +88,18 @@ class Experiment:
                 max_new_tokens=study.max_new_tokens,
             ),
         )
+        for number in range(len(study.strategies)):
+            materials.trainable.append(_trainable(materials, number))
+        return materials
 
     def plan(self) -> Plan:
         """What `run` would do, with sizes and steps; trains nothing."""
         materials = self.check()
-        trainable = {
-            label: _trainable(materials, number) for number, label in enumerate(self.study.labels)
-        }
         return Plan(
             study=self.study,
             stream=materials.stream,
             items=materials.assessor.items,
-            trainable=trainable,
+            trainable=dict(zip(self.study.labels, materials.trainable, strict=True)),
             total=sum(p.numel() for p in materials.loaded.model.parameters()),
         )
 
@@ -148,7 +117,7 @@ class Experiment:
             _wait_for_all()
             shown = main and (sys.stdout.isatty() if display is None else display)
             lanes = [
-                _Lane(run=run, materials=materials, number=number, seed=seed, main=main)
+                Lane(run=run, materials=materials, number=number, seed=seed, main=main)
                 for seed in self.study.seeds
                 for number in range(len(self.study.strategies))
             ]
@@ -201,123 +170,6 @@ class Experiment:
                 )
             return 0
         return self.study.workers or _cores()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Lane:
-    """One strategy and seed through all stages."""
-
-    run: RunFolder
-    materials: Materials
-    number: int
-    seed: int
-    main: bool
-    """Whether this process writes; under torchrun one does."""
-
-    @property
-    def label(self) -> str:
-        return self.materials.study.labels[self.number]
-
-    @property
-    def title(self) -> str:
-        several = len(self.materials.study.seeds) > 1
-        return f"{self.label} seed {self.seed}" if several else self.label
-
-    @property
-    def stages(self) -> Stages:
-        """The names of the tasks that each stage trains on."""
-        names = [task.name for task in self.materials.stream.tasks]
-        stages: Stages = self.materials.study.strategies[self.number].stages(names)
-        return stages
-
-    @property
-    def done(self) -> int:
-        """How many stages are done."""
-        found = 0
-        while found < len(self.stages) and self.run.stage(self.label, self.seed, found + 1).done:
-            found += 1
-        return found
-
-    @property
-    def unfinished(self) -> bool:
-        return self.done < len(self.stages)
-
-    def go(self, report: Report, turn: Turn) -> None:
-        """Trains and scores the stages that are not done yet, from the last one that is."""
-        last, done = len(self.stages), self.done
-        if done or not last:
-            report({"kind": "done", "stage": done, "note": "was done already"})
-        if done == last:
-            return
-        with self.materials.learner(self.number, self.seed) as learner:
-            if done and learner.resumable:
-                learner.load(self.run.stage(self.label, self.seed, done).checkpoint)
-            else:
-                # The state of stock plugins is not saved. Stages come out the same each time, so
-                # they are trained once more, and their scores stand.
-                for stage in range(1, done + 1):
-                    report({"kind": "again", "stage": stage, "note": f"stage {stage} once more"})
-                    with turn():
-                        learner.train_stage(stage)
-            for stage in range(done + 1, last + 1):
-                with turn():
-                    self._stage(learner, stage, report)
-
-    def _stage(self, learner: Learner, stage: int, report: Report) -> None:
-        trained = self.stages[stage - 1]
-        task = trained[0] if len(trained) == 1 else None
-        folder = self.run.stage(self.label, self.seed, stage)
-        if self.main:
-            folder.begin()
-        with _recorded(folder, report, note=task or "all tasks", main=self.main) as event:
-            cost = dict(learner.train_stage(stage, event))
-        learner.save(folder.checkpoint)
-        return_memory()
-        scoring = {"kind": "scoring", "stage": stage, "note": f"{task or 'all tasks'}: scoring"}
-        report(scoring)
-        started, size = time.perf_counter(), self.materials.study.answer_batch_size
-        found = self.materials.assessor.assess(
-            learner.answering(batch_size=size),
-            seen=[name for names in self.stages[:stage] for name in names],
-            oracle=partial(learner.oracle_answering, batch_size=size),
-            report=lambda share: report({**scoring, "share": share}),
-        )
-        cost["scoring_seconds"] = time.perf_counter() - started
-        return_memory()
-        if self.main:
-            before = self.run.stage(self.label, self.seed, stage - 1) if stage > 1 else None
-            keep(folder, found, task=task, cost=cost, base=self.run.base(), previous=before)
-        report({"kind": "done", "stage": stage, "note": _summary(task, found, cost)})
-
-
-@contextmanager
-def _recorded(folder: StageFolder, report: Report, *, note: str, main: bool) -> Iterator[Report]:
-    """Passes training steps on to the display and, in batches, to the run folder's events."""
-    kept: list[dict[str, Any]] = []
-
-    def event(step: dict[str, Any]) -> None:
-        kept.append({"kind": "step", **step})
-        report({**kept[-1], "note": f"{note}: loss {step['loss']:.3f}"})
-        if len(kept) >= EVENTS_AT_A_TIME:
-            flush()
-
-    def flush() -> None:
-        if main and kept:
-            folder.append_events(*kept)
-        kept.clear()
-
-    try:
-        yield event
-    finally:
-        flush()
-
-
-def _summary(task: str | None, found: Assessment, cost: dict[str, Any]) -> str:
-    accuracies = [record["accuracy"] for record in found.tasks.values()]
-    mean = sum(accuracies) / len(accuracies)
-    seconds = cost.get("seconds", 0.0) + cost["scoring_seconds"]
-    own = f"{task} {found.tasks[task]['accuracy']:.1%}, " if task else ""
-    return f"{own}mean {mean:.1%} ({seconds:.0f} s)"
 
 
 def _encode_ahead(materials: Materials, screen: Display, workers: int) -> None:
@@ -378,8 +230,13 @@ def answerer(model: str | Path, *, device: str | None = None, precision: Any = "
 
 
 def _trainable(materials: Materials, number: int) -> int:
-    with materials.learner(number, materials.study.seeds[0]) as learner:
-        return learner.trainable_parameters
+    """Parameters that strategy `number` trains; building it, raises what it cannot work with."""
+    try:
+        with materials.learner(number, materials.study.seeds[0]) as learner:
+            return learner.trainable_parameters
+    except (SettingError, ValueError) as error:
+        label = materials.study.labels[number]
+        raise SettingError(f"strategies[{number}] ({label}): {error}") from error
 
 
 def _load(study: Study) -> Loaded:

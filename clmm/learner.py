@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
 
 from clmm import avalanche_plugins, components
 from clmm.answering import Answerer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from clmm.loading import Loaded
     from clmm.trainer import Trainer
 
+STATE_FILE, TENSORS_FILE = "state.json", "state.safetensors"
 ROUTING_GATE = 0.9
 """Less than this share of own-task test items at their adapter: routing has failed."""
 
@@ -198,13 +200,16 @@ class Learner:
             self._method.weights.save(folder)
             if self._method.router is not None:
                 self._method.router.save(folder)
+            states, tensors = _parted([p.state() for p in self._stateful])
             state = {
                 "strategy": type(self.strategy).__name__,
                 "seed": self.seed,
                 "done": self.done,
-                "plugins": [p.state() for p in self._method.plugins if isinstance(p, Stateful)],
+                "plugins": states,
             }
-            (folder / "state.json").write_text(json.dumps(state), "utf-8")
+            if tensors:
+                save_file(tensors, folder / TENSORS_FILE)
+            (folder / STATE_FILE).write_text(json.dumps(state), "utf-8")
         if self._trainer is not None:
             self._trainer.accelerator.wait_for_everyone()
 
@@ -218,7 +223,7 @@ class Learner:
         if not self.resumable:
             names = ", ".join(type(plugin).__name__ for plugin in self._stock)
             raise RuntimeError(f"{names}: its state is not saved; start this strategy anew")
-        state = json.loads((folder / "state.json").read_text("utf-8"))
+        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
         for key, mine in (("strategy", type(self.strategy).__name__), ("seed", self.seed)):
             if state[key] != mine:
                 raise ValueError(f"{folder}: its {key} is {state[key]!r}, not {mine!r}")
@@ -227,8 +232,9 @@ class Learner:
         self._method.weights.load(folder)
         if self._method.router is not None:
             self._method.router.load(folder)
-        stateful = [p for p in self._method.plugins if isinstance(p, Stateful)]
-        for plugin, saved in zip(stateful, state["plugins"], strict=True):
+        kept = folder / TENSORS_FILE
+        states = _joined(state["plugins"], load_file(kept) if kept.exists() else {})
+        for plugin, saved in zip(self._stateful, states, strict=True):
             plugin.load_state(saved, self._pool())
         self.done = state["done"]
 
@@ -243,6 +249,10 @@ class Learner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _stateful(self) -> list[Stateful]:
+        return [plugin for plugin in self._method.plugins if isinstance(plugin, Stateful)]
 
     def _prepare(self, stage: int) -> tuple[Trainer, Any]:
         from clmm.benchmark import benchmark
@@ -287,6 +297,37 @@ def batcher_of(loaded: Loaded, *, max_length: int | None = None) -> Batcher:
     return Batcher(
         loaded.processor, max_length=max_length, encode_images=components.frozen_encoder(model)
     )
+
+
+def _parted(states: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """States less their tensors, and the tensors under `plugin.key` or `plugin.key.name`."""
+    plain: list[dict[str, Any]] = [{} for _ in states]
+    tensors: dict[str, Any] = {}
+    for number, state in enumerate(states):
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{key}"] = value
+            elif isinstance(value, Mapping) and _holds_tensors(value):
+                tensors |= {f"{number}.{key}.{name}": one for name, one in value.items()}
+            else:
+                plain[number][key] = value
+    # Saved tensors may neither share memory nor be views.
+    return plain, {name: one.detach().cpu().clone() for name, one in tensors.items()}
+
+
+def _joined(plain: list[dict[str, Any]], tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `_parted` took apart."""
+    for place, tensor in tensors.items():
+        number, key, *name = place.split(".", 2)
+        if name:
+            plain[int(number)].setdefault(key, {})[name[0]] = tensor
+        else:
+            plain[int(number)][key] = tensor
+    return plain
+
+
+def _holds_tensors(value: Mapping[str, Any]) -> bool:
+    return bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def _check_ids(stream: Stream) -> None:

@@ -75,7 +75,9 @@ class Display:
                 self.say(f"{name}: {note}")
             self._bars[name] = self._progress.add_task(name, total=1.0, note=note)
         if self.drawn:
-            self._progress.update(self._bars[name], completed=share, note="" if share == 1 else note)
+            self._progress.update(
+                self._bars[name], completed=share, note="" if share == 1 else note
+            )
             self._progress.refresh()
 
     def say(self, text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from streams.sample import Sample
 from streams.stream import Stream
@@ -84,6 +84,8 @@ class Stateful(Protocol):
     """A plugin whose memory survives a restart as JSON; samples are kept by their ids.
 
     `pool` is an Avalanche data set of all the stream's training samples, to find them in again.
+    Values of the state that are tensors, or mappings of names to tensors, are kept as safetensors;
+    the others have to be JSON.
     """
 
     @property
@@ -116,6 +118,52 @@ class Strategy(Protocol):
         """The tasks that each stage trains on; () when nothing is trained."""
 
     def build(self, context: Context) -> Method: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTuned:
+    """A strategy that tunes one LoRA adapter on task after task; a base for others.
+
+    A strategy that adds something to plain tuning overrides `parts`, and can then be combined
+    with any weights (`clmm/strategies/combined.py`).
+    """
+
+    rank: int = 8
+    """Rank of each LoRA update; equal ranks train equally many parameters in all strategies."""
+    alpha: int = 16
+    """LoRA's scale is alpha / rank."""
+    learning_rate: float | None = None
+    """In place of train.learning_rate."""
+    plugins: tuple[Any, ...] = ()
+    """Stock Avalanche plugins by name and settings, e.g. {name: EWCPlugin, ewc_lambda: 1.0}."""
+
+    def stages(self, tasks: Sequence[str]) -> Stages:
+        return one_by_one(tasks)
+
+    def parts(self, context: Context) -> list[Any]:
+        """What this strategy adds to plain tuning: Avalanche plugins."""
+        return []
+
+    def build(self, context: Context) -> Method:
+        from clmm.adapters import Lora
+
+        lora = Lora(context.model, rank=self.rank, alpha=self.alpha, seed=context.seed)
+        return Method(weights=lora, plugins=self.parts(context))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(LoraTuned):
+    """The same with a choice of what is tuned."""
+
+    tuning: Literal["lora", "full"] = "lora"
+    """What is trained: a LoRA adapter, or projector and language model themselves."""
+
+    def build(self, context: Context) -> Method:
+        if self.tuning == "lora":
+            return LoraTuned.build(self, context)
+        from clmm.adapters import Full
+
+        return Method(weights=Full(context.model), plugins=self.parts(context))
 
 
 def one_by_one(tasks: Sequence[str]) -> Stages:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import TypeAdapter
 
+from clmm.study_yaml import parse
 from streams import catalog, settings
 from streams.settings import SettingError
 from streams.stream import Stream
@@ -113,6 +114,7 @@ class Study:
         }
 
 
+_PACKAGES = ("clmm.strategies", "safety.probes", "streams.sources")
 _SCALARS = ("device", "precision", "answer_batch_size", "max_new_tokens", "probe_seed")
 
 
@@ -194,7 +196,7 @@ def to_spec(package: str, thing: Any) -> dict[str, Any]:
     kind = type(thing)
     own = kind.__module__.startswith(f"{package}.")
     name = kind.__module__.rpartition(".")[2] if own else f"{kind.__module__}:{kind.__qualname__}"
-    values = _plain(thing)
+    values = _fields(thing) if dataclasses.is_dataclass(thing) else _plain(thing)
     return {"name": name, **(values if isinstance(values, dict) else {"value": values})}
 
 
@@ -210,10 +212,14 @@ def _plain_stream(stream: Any) -> Any:
     return _plain(stream)
 
 
+def _fields(thing: Any) -> dict[str, Any]:
+    return {f.name: _plain(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.init}
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shown = [f.name for f in dataclasses.fields(value) if f.init]
-        return {name: _plain(getattr(value, name)) for name in shown}
+        package = type(value).__module__.rpartition(".")[0]
+        return to_spec(package, value) if package in _PACKAGES else _fields(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -238,45 +244,6 @@ def labels(strategies: Sequence[Any], given: Sequence[str | None]) -> tuple[str,
             raise SettingError(f"{place}: {text} is there already; give it a label of its own")
         found.append(text)
     return tuple(found)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads 1e-3 as the number it is."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
-        if key in seen:
-            place = f"{key_node.start_mark.name}:{line}"
-            raise SettingError(f"{place}: {key} is given twice, first on line {seen[key]}")
-        seen[key] = line
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def _parse(text: str, name: str) -> tuple[Any, yaml.Node | None]:
-    """The plain value and the node tree of a YAML text; `name` is shown in errors."""
-    loader = _Loader(text)
-    loader.name = name
-    try:
-        node = loader.get_single_node()
-        return (None if node is None else loader.construct_document(node)), node
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
-        raise SettingError(f"{name}{line}: not YAML: {error.problem}") from None
-    finally:
-        loader.dispose()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +300,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> Written:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise SettingError(f"{path}: not a text file in UTF-8: {error.reason}") from None
-    values, node = _parse(text, str(path))
+    values, node = parse(text, str(path))
     if not isinstance(values, dict):
         raise SettingError(f"{path}: a study is a mapping of settings, not {type(values).__name__}")
     for key in ("model", "stream", "alignment"):
@@ -362,7 +329,7 @@ def _override(values: dict[str, Any], text: str) -> None:
     dotted, equals, written = text.partition("=")
     if not equals or not dotted:
         raise SettingError(f"command line: {text!r} is not key=value")
-    value, _ = _parse(written, f"command line: {dotted}")
+    value, _ = parse(written, f"command line: {dotted}")
     keys = dotted.split(".")
     holder: Any = values
     for depth, key in enumerate(keys[:-1]):

@@ -259,6 +259,9 @@ def _read(folder: RunFolder, name: str) -> Run:
             else:
                 missing.append(f"{strategy}, seed {seed}")
     if not lanes:
-        raise RunFolderError(f"{folder.path}: no stage is done yet; finish the run first")
+        raise RunFolderError(
+            f"{folder.path}: no trained stage is done, so nothing can have drifted; finish the run, "
+            "or add a strategy that trains"
+        )
     base = folder.base().read_scores()
     return Run(folder=folder, name=name, base=base, lanes=lanes, missing=tuple(missing))

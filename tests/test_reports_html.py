@@ -328,7 +328,7 @@ def test_an_unfinished_run_is_reported_as_such(tmp_path: Path) -> None:
     assert "replay, seed 0 (none)" in Limits().render(runs.read([path]), [])
     for scores in path.glob("*/seed-*/stages/*/scores.json"):
         scores.unlink()
-    with pytest.raises(RunFolderError, match="no stage is done yet"):
+    with pytest.raises(RunFolderError, match="no trained stage is done"):
         runs.read([path])
     with pytest.raises(RunFolderError, match="not a run folder"):
         runs.read([tmp_path])

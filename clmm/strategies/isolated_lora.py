@@ -12,24 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clmm.strategy import BASE, Context, Method, Stages, one_by_one
+from clmm.strategy import BASE, Context, LoraTuned, Method, Stages, one_by_one
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsolatedLora:
+class IsolatedLora(LoraTuned):
     """Every task has its own adapter of this rank, so each stage trains as much as one LoRA."""
 
-    rank: int = 8
-    """Rank of each LoRA update."""
-    alpha: int = 16
-    """LoRA's scale is alpha / rank."""
     router: Literal["prototype"] = "prototype"
     """How samples find their adapter. The oracle is no choice: it is always reported beside."""
     quantile: float = 0.99
     """Samples farther from a task than this share of its training samples (and a tenth more) are
     answered by another adapter, or by the base."""
-    learning_rate: float | None = None
-    """In place of train.learning_rate."""
 
     def stages(self, tasks: Sequence[str]) -> Stages:
         for name in tasks:
@@ -47,4 +41,4 @@ class IsolatedLora:
             context.model, rank=self.rank, alpha=self.alpha, seed=context.seed, one_per_task=True
         )
         router = PrototypeRouter(context.model, context.batcher, lora, quantile=self.quantile)
-        return Method(weights=lora, router=router)
+        return Method(weights=lora, router=router, plugins=self.parts(context))

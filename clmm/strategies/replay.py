@@ -12,21 +12,21 @@ no sharded parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from clmm.strategy import Context, Method, Stages, one_by_one
+from clmm.strategy import Context, Tuned
 from clmm.training import derived_seed
 from streams.sample import Sample
 from streams.settings import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
+class Replay(Tuned):
     """Sequential tuning that revisits stored samples, and alignment samples if asked."""
 
     budget: float = 0.05
@@ -35,16 +35,6 @@ class Replay:
     """Part of each batch that is drawn from the memory once it holds something (stage 2 on)."""
     alignment_share: float = 0.0
     """Part of each batch, from stage 1 on, that is drawn from the study's alignment samples."""
-    tuning: Literal["lora", "full"] = "lora"
-    """What is trained: a LoRA adapter, or projector and language model themselves."""
-    rank: int = 8
-    """Rank of each LoRA update."""
-    alpha: int = 16
-    """LoRA's scale is alpha / rank."""
-    learning_rate: float | None = None
-    """In place of train.learning_rate."""
-    plugins: tuple[Any, ...] = ()
-    """Stock Avalanche plugins by name and settings, e.g. {name: EWCPlugin, ewc_lambda: 1.0}."""
 
     def __post_init__(self) -> None:
         if self.budget < 0 or (self.budget >= 1 and self.budget != int(self.budget)):
@@ -62,12 +52,7 @@ class Replay:
                 f"{self.alignment_share} no room is left for new samples"
             )
 
-    def stages(self, tasks: Sequence[str]) -> Stages:
-        return one_by_one(tasks)
-
-    def build(self, context: Context) -> Method:
-        from clmm.adapters import weights
-
+    def parts(self, context: Context) -> list[Any]:
         if self.alignment_share and not context.alignment:
             raise SettingError(
                 f"replay.alignment_share: is {self.alignment_share}, but the study has no "
@@ -76,10 +61,7 @@ class Replay:
         total = sum(len(task.train) for task in context.stream.tasks)
         size = round(self.budget * total) if self.budget < 1 else int(self.budget)
         memory = Reservoir(size=size, share=self.share, seed=context.seed)
-        return Method(
-            weights=weights(self.tuning, context, rank=self.rank, alpha=self.alpha),
-            plugins=[memory, Alignment(context, share=self.alignment_share)],
-        )
+        return [memory, Alignment(context, share=self.alignment_share)]
 
 
 class Reservoir:

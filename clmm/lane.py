@@ -1,0 +1,172 @@
+"""One strategy and seed on its way through all stages: what is trained, scored, kept, skipped.
+
+Knows the order within a run and what to do when part of it is done already. What all runs share
+is loaded by `clmm.experiment`, which also decides what runs side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from clmm.assessment import Assessment, Assessor, keep
+from clmm.batching import Batcher
+from clmm.learner import Learner
+from clmm.loading import Loaded
+from clmm.strategy import Stages
+from clmm.study import Study
+from clmm.workers import Report, Turn, return_memory
+from reports.run_folder import RunFolder, StageFolder
+from streams.sample import Sample
+from streams.stream import Stream
+
+EVENTS_AT_A_TIME = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What all runs of a study share, loaded once."""
+
+    study: Study
+    stream: Stream
+    loaded: Loaded
+    batcher: Batcher
+    """Shared by all runs, so that what the base stage encoded is encoded once."""
+    alignment: tuple[Sample, ...]
+    assessor: Assessor
+    trainable: list[int] = field(default_factory=list)
+    """Parameters that each strategy trains in a stage."""
+
+    def learner(self, number: int, seed: int) -> Learner:
+        """Strategy `number` on the model; close it before the next one is made."""
+        study = self.study
+        return Learner(
+            study.strategies[number],
+            self.loaded,
+            self.stream,
+            study.train,
+            seed,
+            self.alignment,
+            batcher=self.batcher,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One strategy and seed through all stages."""
+
+    run: RunFolder
+    materials: Materials
+    number: int
+    seed: int
+    main: bool
+    """Whether this process writes; under torchrun one does."""
+
+    @property
+    def label(self) -> str:
+        return self.materials.study.labels[self.number]
+
+    @property
+    def title(self) -> str:
+        several = len(self.materials.study.seeds) > 1
+        return f"{self.label} seed {self.seed}" if several else self.label
+
+    @property
+    def stages(self) -> Stages:
+        """The names of the tasks that each stage trains on."""
+        names = [task.name for task in self.materials.stream.tasks]
+        stages: Stages = self.materials.study.strategies[self.number].stages(names)
+        return stages
+
+    @property
+    def done(self) -> int:
+        """How many stages are done."""
+        found = 0
+        while found < len(self.stages) and self.run.stage(self.label, self.seed, found + 1).done:
+            found += 1
+        return found
+
+    @property
+    def unfinished(self) -> bool:
+        return self.done < len(self.stages)
+
+    def go(self, report: Report, turn: Turn) -> None:
+        """Trains and scores the stages that are not done yet, from the last one that is."""
+        last, done = len(self.stages), self.done
+        if done or not last:
+            report({"kind": "done", "stage": done, "note": "was done already"})
+        if done == last:
+            return
+        with self.materials.learner(self.number, self.seed) as learner:
+            if done and learner.resumable:
+                learner.load(self.run.stage(self.label, self.seed, done).checkpoint)
+            else:
+                # The state of stock plugins is not saved. Stages come out the same each time, so
+                # they are trained once more, and their scores stand.
+                for stage in range(1, done + 1):
+                    report({"kind": "again", "stage": stage, "note": f"stage {stage} once more"})
+                    with turn():
+                        learner.train_stage(stage)
+            for stage in range(done + 1, last + 1):
+                with turn():
+                    self._stage(learner, stage, report)
+
+    def _stage(self, learner: Learner, stage: int, report: Report) -> None:
+        trained = self.stages[stage - 1]
+        task = trained[0] if len(trained) == 1 else None
+        folder = self.run.stage(self.label, self.seed, stage)
+        if self.main:
+            folder.begin()
+        with _recorded(folder, report, note=task or "all tasks", main=self.main) as event:
+            cost = dict(learner.train_stage(stage, event))
+        learner.save(folder.checkpoint)
+        return_memory()
+        scoring = {"kind": "scoring", "stage": stage, "note": f"{task or 'all tasks'}: scoring"}
+        report(scoring)
+        started, size = time.perf_counter(), self.materials.study.answer_batch_size
+        found = self.materials.assessor.assess(
+            learner.answering(batch_size=size),
+            seen=[name for names in self.stages[:stage] for name in names],
+            oracle=partial(learner.oracle_answering, batch_size=size),
+            report=lambda share: report({**scoring, "share": share}),
+        )
+        cost["scoring_seconds"] = time.perf_counter() - started
+        return_memory()
+        if self.main:
+            before = self.run.stage(self.label, self.seed, stage - 1) if stage > 1 else None
+            keep(folder, found, task=task, cost=cost, base=self.run.base(), previous=before)
+        report({"kind": "done", "stage": stage, "note": _summary(task, found, cost)})
+
+
+@contextmanager
+def _recorded(folder: StageFolder, report: Report, *, note: str, main: bool) -> Iterator[Report]:
+    """Passes training steps on to the display and, in batches, to the run folder's events."""
+    kept: list[dict[str, Any]] = []
+
+    def event(step: dict[str, Any]) -> None:
+        kept.append({"kind": "step", **step})
+        report({**kept[-1], "note": f"{note}: loss {step['loss']:.3f}"})
+        if len(kept) >= EVENTS_AT_A_TIME:
+            flush()
+
+    def flush() -> None:
+        if main and kept:
+            folder.append_events(*kept)
+        kept.clear()
+
+    try:
+        yield event
+    finally:
+        flush()
+
+
+def _summary(task: str | None, found: Assessment, cost: dict[str, Any]) -> str:
+    accuracies = [record["accuracy"] for record in found.tasks.values()]
+    mean = sum(accuracies) / len(accuracies)
+    seconds = cost.get("seconds", 0.0) + cost["scoring_seconds"]
+    own = f"{task} {found.tasks[task]['accuracy']:.1%}, " if task else ""
+    return f"{own}mean {mean:.1%} ({seconds:.0f} s)"

@@ -1,0 +1,52 @@
+"""Safe YAML whose errors say where: no key twice, and 1e-3 is a number.
+
+Knows text and lines; what the keys mean is `clmm.study`'s affair.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from streams.settings import SettingError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads 1e-3 as the number it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
+        if key in seen:
+            place = f"{key_node.start_mark.name}:{line}"
+            raise SettingError(f"{place}: {key} is given twice, first on line {seen[key]}")
+        seen[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse(text: str, name: str) -> tuple[Any, yaml.Node | None]:
+    """The plain value and the node tree of a YAML text; `name` is shown in errors."""
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+        raise SettingError(f"{name}{line}: not YAML: {error.problem}") from None
+    finally:
+        loader.dispose()
