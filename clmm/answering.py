@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from clmm.batching import IGNORED, Batch, Batcher, SampleError, to_model
-from clmm.components import evaluating
+from clmm.components import evaluating, merged
 from streams.sample import Answer, Sample, Text
 
 T = TypeVar("T")
@@ -214,7 +214,7 @@ class Answerer:
         autocast = torch.autocast(device, self._autocast, enabled=self._autocast is not None)
         # Under autocast LoRA layers need not widen inputs that are narrowed again at once.
         narrow = disable_input_dtype_casting(self.model, active=self._autocast is not None)
-        with evaluating(self.model), torch.inference_mode(), autocast, narrow:
+        with evaluating(self.model), merged(self.model), torch.inference_mode(), autocast, narrow:
             while len(done) < len(mine):
                 size = max(1, int(self.batch_size / max(1, each)))
                 rest = mine[len(done) :]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from streams.catalog import nearest
@@ -154,6 +155,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Active LoRA adapters added to their layers' weights, which are put back bit for bit.
+
+    A third less work an answer. Only in fp32: half precision would round small updates away.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, LoraLinear)
+        and not (layer.disable_adapters or layer.merged)
+        and layer.get_base_layer().weight.dtype == torch.float32
+    ]
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    try:
+        for layer in layers:
+            layer.merge()
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data.copy_(weight)
+            layer.merged_adapters.clear()
 
 
 def _within(name: str, root: str) -> bool:

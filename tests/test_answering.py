@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import tiny_models
+import tiny_streams
 import torch
 from test_batching import MIXED, loss_sum, sample
 
 from clmm.answering import Answerer
 from clmm.batching import Batcher, SampleError
+from clmm.components import merged
+from clmm.learner import Learner
 from clmm.loading import Loaded, load
+from clmm.strategies.sequential_lora import SequentialLora
+from clmm.training import TrainSettings
 from safety.answering import Scoring
 from streams.sample import Sample
 
@@ -221,3 +226,25 @@ def test_two_processes_share_the_work_and_both_know_all(llava: Loaded) -> None:
         assert theirs[0] == texts
         for row, right in zip(theirs[1], scores, strict=True):
             assert row == pytest.approx(right, abs=1e-4)
+
+
+def test_adapters_are_merged_while_answering_and_the_base_comes_back() -> None:
+    loaded = tiny_streams.loaded()
+    strategy = SequentialLora(rank=2)
+    samples = tiny_streams.stream("colour").tasks[0].test
+    settings = TrainSettings(learning_rate=1e-2, batch_size=4, steps=3)
+    before = tiny_streams.weights(loaded.model)
+    with Learner(strategy, loaded, tiny_streams.stream("colour"), settings, 0) as learner:
+        learner.train_stage(1)
+        trained = tiny_streams.weights(loaded.model)
+        with merged(loaded.model), torch.no_grad():
+            inputs = learner.batcher.prompts(samples)
+            apart = tiny_streams.weights(loaded.model)
+            fused = loaded.model(**inputs).logits
+        assert any(not torch.equal(trained[name], apart[name]) for name in trained)
+        now = tiny_streams.weights(loaded.model)
+        assert all(torch.equal(trained[name], now[name]) for name in trained)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model(**inputs).logits, fused, atol=1e-4, rtol=1e-4)
+    after = tiny_streams.weights(loaded.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
