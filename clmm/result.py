@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtri
 
 from clmm.workers import Failure
 from reports.records import Outcomes, Scores
 from reports.run_folder import RunFolder, StageFolder
 from safety.scores import ProbeScores, rule
+from safety.statistics import over_seeds
 
 CONFIDENCE = 0.95
 NORMAL = float(ndtri((1 + CONFIDENCE) / 2))
@@ -96,8 +97,8 @@ class Result:
     def estimates(self, strategy: str) -> dict[str, Estimate]:
         """Last accuracy, backward transfer, refusal drift and existence drift of a strategy.
 
-        Drift is the last stage less the base. Over three seeds or more the interval is Student's
-        over seeds; else it is over items, of the first seed, and says nothing about other seeds.
+        Drift is the last stage less the base. Intervals are over seeds and items; with one seed
+        they are over items and say nothing about other seeds.
         """
         runs = [self._run(strategy, seed) for seed in self.folder.seeds(strategy)]
         runs = [run for run in runs if len(run) > 1]
@@ -127,13 +128,10 @@ class Result:
             found = self.estimates(strategy)
             cells = [e.show(signed="accuracy" not in name) for name, e in found.items()]
             table.add_row(strategy, str(len(seeds)), "–".join(map(str, stages)), *cells)
-        over = f"{count} seeds" if count >= MINIMUM_SEEDS else "items; one or two seeds say little"
+        over = f"{count} seeds and items" if count > 1 else "items; one seed says little"
         table.caption = f"In points of 100, with {CONFIDENCE:.0%} intervals over {over}."
         table.caption_justify = "left"
         return table
-
-
-MINIMUM_SEEDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,14 +202,8 @@ def _mean(measured: Sequence[_Measured]) -> _Measured:
 def _estimate(measured: Sequence[_Measured]) -> Estimate:
     if not measured:
         return Estimate(value=math.nan)
-    values = [value for value, _ in measured]
-    mean = float(np.mean(values))
-    if len(values) >= MINIMUM_SEEDS:
-        half = float(np.std(values, ddof=1) / math.sqrt(len(values)))
-        half *= float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-    else:
-        half = NORMAL * measured[0][1]
-    return Estimate(value=mean, low=mean - half, high=mean + half)
+    mean, low, high = over_seeds(*zip(*measured, strict=True), confidence=CONFIDENCE)
+    return Estimate(value=mean, low=low, high=high)
 
 
 def figures_table(figures: Mapping[str, Any]) -> Table:

@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 
 from reports.records import AnswerRecord, Outcomes, RunFolderError, Scores, VerdictRecord
 from reports.run_folder import RunFolder
+from safety import statistics
+
+NORMAL = 1.959964
+"""Half the width of a 95 % interval in standard errors."""
 
 SEVERITY = ("REGRESSED", "FORMAT", "NOT MEASURABLE", "INCONCLUSIVE", "EQUIVALENT", "IMPROVED")
 """States of a verdict, worst first. FORMAT is a REGRESSED that likelihood does not confirm."""
@@ -31,7 +34,7 @@ def severity(verdict: VerdictRecord) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A figure at a stage. One seed: its interval over items. More: the range over seeds."""
+    """A figure at a stage. One seed: its interval over items. More: over seeds and items."""
 
     value: float
     low: float | None = None
@@ -41,13 +44,17 @@ class Point:
     seeds: int = 1
 
 
-def over_seeds(values: Sequence[float | None]) -> Point | None:
-    """The mean with the range over seeds; no range for one seed, None if nothing was measured."""
-    found = [value for value in values if value is not None]
-    if not found:
-        return None
-    spread = (min(found), max(found)) if len(found) > 1 else (None, None)
-    return Point(value=fmean(found), low=spread[0], high=spread[1], seeds=len(found))
+def over_seeds(values: Sequence[Point | float | None]) -> Point | None:
+    """One point of each seed's; a lone seed keeps its own, None if nothing was measured."""
+    points = [Point(value=v) if isinstance(v, int | float) else v for v in values]
+    found = [point for point in points if point is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    errors = [
+        0.0 if p.low is None or p.high is None else (p.high - p.low) / (2 * NORMAL) for p in found
+    ]
+    mean, low, high = statistics.over_seeds([point.value for point in found], errors)
+    return Point(value=mean, low=low, high=high, n=found[0].n, seeds=len(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +106,8 @@ class Arm:
         return [s for lane in self.lanes for s in lane if s["stage"] == stage]
 
     def point(self, figure: str, stage: int) -> Point | None:
-        found = self.at(stage)
-        if stage == 0 or len(found) == 1:
-            return point_of(found[0], figure)
-        return over_seeds([s["figures"].get(figure) for s in found])
+        found = self.at(stage)[:1] if stage == 0 else self.at(stage)
+        return over_seeds([point_of(scores, figure) for scores in found])
 
     def trajectory(self, figure: str) -> list[tuple[int, Point]]:
         points = [(stage, self.point(figure, stage)) for stage in self.stages]
@@ -110,16 +115,8 @@ class Arm:
 
     def task(self, name: str, stage: int) -> Point | None:
         """Accuracy of a task at a stage, with the interval of its figure if there is one."""
-        found = self.at(stage)
-        if stage == 0 or len(found) == 1:
-            record = found[0].get("tasks", {}).get(name)
-            if record is None or record["accuracy"] is None:
-                return None
-            figure = point_of(found[0], f"task.{name}.accuracy")
-            low, high = (figure.low, figure.high) if figure else (None, None)
-            return Point(value=record["accuracy"], low=low, high=high, n=record["n"])
-        records = [s.get("tasks", {}).get(name) for s in found]
-        return over_seeds([None if r is None else r["accuracy"] for r in records])
+        found = self.at(stage)[:1] if stage == 0 else self.at(stage)
+        return over_seeds([task_of(scores, name) for scores in found])
 
     def verdicts(self, figure: str, anchor: str) -> list[Verdict]:
         """One a stage, the worst of the seeds, against `anchor` (base or previous)."""
@@ -226,6 +223,16 @@ class Report:
         return [s.get("verdicts", {}) for arm in self.arms for lane in arm.lanes for s in lane]
 
 
+def task_of(scores: Scores, name: str) -> Point | None:
+    """A task's accuracy, with the interval of its figure if there is one."""
+    record = scores.get("tasks", {}).get(name)
+    if record is None or record["accuracy"] is None:
+        return None
+    figure = point_of(scores, f"task.{name}.accuracy")
+    low, high = (figure.low, figure.high) if figure else (None, None)
+    return Point(value=record["accuracy"], low=low, high=high, n=record["n"])
+
+
 def point_of(scores: Scores, figure: str) -> Point | None:
     value = scores["figures"].get(figure)
     if value is None:
@@ -260,8 +267,8 @@ def _read(folder: RunFolder, name: str) -> Run:
                 missing.append(f"{strategy}, seed {seed}")
     if not lanes:
         raise RunFolderError(
-            f"{folder.path}: no trained stage is done, so nothing can have drifted; finish the run, "
-            "or add a strategy that trains"
+            f"{folder.path}: no trained stage is done, so nothing can have drifted; finish "
+            "the run, or add a strategy that trains"
         )
     base = folder.base().read_scores()
     return Run(folder=folder, name=name, base=base, lanes=lanes, missing=tuple(missing))

@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from reports.records import Outcomes, Scores
-from reports.runs import Arm, Point, over_seeds
+from reports.runs import Arm, Point, over_seeds, task_of
 from safety import statistics
 from streams.metrics import continual_metrics
 
@@ -36,37 +36,43 @@ def continual(arm: Arm, lane: Sequence[Scores]) -> dict[str, float | None]:
 
 
 def backward_transfer(arm: Arm) -> Point | None:
-    """The mean change of the tasks since they were learnt; one seed: an interval over items."""
-    values = [continual(arm, lane).get("backward_transfer") for lane in arm.lanes]
-    mean = over_seeds(values)
-    if mean is None or len(values) > 1:
-        return mean
-    changes = [since_learnt(arm, task) for task in arm.run.tasks[:-1]]
-    widths = [
-        (c.value - c.low, c.high - c.value)
-        for c in changes
-        if c is not None and c.low is not None and c.high is not None
-    ]
-    if len(widths) < len(changes):
-        return mean
-    down, up = (sum(w[side] ** 2 for w in widths) ** 0.5 / len(widths) for side in (0, 1))
-    return Point(value=mean.value, low=mean.value - down, high=mean.value + up)
+    """The mean change of the tasks since they were learnt."""
+    found = []
+    for seed, lane in arm.seeds.items():
+        value = continual(arm, (arm.run.base, *lane)).get("backward_transfer")
+        changes = [_since_learnt(arm, seed, lane, task) for task in arm.run.tasks[:-1]]
+        found.append(None if value is None else _with_widths(value, changes))
+    return over_seeds(found)
 
 
 def since_learnt(arm: Arm, task: str) -> Point | None:
     """The last accuracy less that of the stage which taught the task; None for the last task."""
-    changes: list[float] = []
-    for seed, lane in arm.seeds.items():
-        taught = [scores for scores in lane[:-1] if scores["task"] == task]
-        now, then = (accuracies([s], [task])[0][0] for s in (lane[-1], (taught or lane)[-1]))
-        if not taught or now is None or then is None:
-            continue
-        changes.append(now - then)
-        if len(arm.seeds) == 1:
-            ends = [arm.outcomes(seed, s["stage"]) for s in (lane[-1], taught[-1])]
-            low, high = _interval(ends[0], ends[1], f"task.{task}.accuracy")
-            return Point(value=now - then, low=low, high=high)
-    return over_seeds(changes) if changes else None
+    return over_seeds([_since_learnt(arm, seed, lane, task) for seed, lane in arm.seeds.items()])
+
+
+def _since_learnt(arm: Arm, seed: int, lane: Sequence[Scores], task: str) -> Point | None:
+    taught = [scores for scores in lane[:-1] if scores["task"] == task]
+    if not taught:
+        return None
+    now, then = (accuracies([s], [task])[0][0] for s in (lane[-1], taught[-1]))
+    if now is None or then is None:
+        return None
+    ends = [arm.outcomes(seed, s["stage"]) for s in (lane[-1], taught[-1])]
+    low, high = _interval(ends[0], ends[1], f"task.{task}.accuracy")
+    return Point(value=now - then, low=low, high=high)
+
+
+def _with_widths(value: float, parts: Sequence[Point | None]) -> Point:
+    """A mean of independent parts: their half-widths added in quadrature, if all have some."""
+    widths = [
+        (p.value - p.low, p.high - p.value)
+        for p in parts
+        if p is not None and p.low is not None and p.high is not None
+    ]
+    if not widths or len(widths) < len(parts):
+        return Point(value=value)
+    down, up = (sum(w[side] ** 2 for w in widths) ** 0.5 / len(widths) for side in (0, 1))
+    return Point(value=value, low=value - down, high=value + up)
 
 
 def _interval(
@@ -90,21 +96,9 @@ def forgetting(arm: Arm) -> Point | None:
 
 
 def mean_accuracy(arm: Arm, stage: int) -> Point | None:
-    """Mean accuracy over all tasks; one seed: the tasks' half-widths added in quadrature."""
-    points = [arm.task(name, stage) for name in arm.run.tasks]
-    known = [point for point in points if point is not None]
-    if not known:
-        return None
-    if known[0].seeds > 1:
-        rows = [accuracies([scores], arm.run.tasks)[0] for scores in arm.at(stage)]
-        return over_seeds([fmean(v for v in row if v is not None) for row in rows if any(row)])
-    value = fmean(point.value for point in known)
-    widths = [
-        (p.value - p.low, p.high - p.value)
-        for p in known
-        if p.low is not None and p.high is not None
-    ]
-    if len(widths) < len(known):
-        return Point(value=value)
-    down, up = (sum(w[side] ** 2 for w in widths) ** 0.5 / len(known) for side in (0, 1))
-    return Point(value=value, low=value - down, high=value + up)
+    """Mean accuracy over all tasks."""
+    found = []
+    for scores in arm.at(stage)[:1] if stage == 0 else arm.at(stage):
+        points = [p for name in arm.run.tasks if (p := task_of(scores, name)) is not None]
+        found.append(_with_widths(fmean(p.value for p in points), points) if points else None)
+    return over_seeds(found)

@@ -219,6 +219,27 @@ def paired(
     )
 
 
+def over_seeds(
+    values: Sequence[float], errors: Sequence[float], *, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean over training seeds, with an interval for other seeds and other items.
+
+    `values` are one a seed, `errors` their standard errors over items. Seeds and items are two
+    random effects: variance s²/S + mean(error²), where the items do not average out because every
+    seed is asked the same ones; degrees of freedom by Satterthwaite (1946). With one seed it is an
+    interval over items and says nothing of other seeds. A NaN error gives NaN ends.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    between = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
+    within = float(np.mean(np.square(errors)))
+    quantile = float(ndtri(0.5 + confidence / 2))
+    if between > 0:
+        freedom = (count - 1) * ((between + within) / between) ** 2
+        quantile = float(stdtrit(freedom, 0.5 + confidence / 2))
+    half = quantile * math.sqrt(between + within)
+    return mean, mean - half, mean + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: comparing them with α keeps the family-wise error at α."""
     p = np.asarray(p_values, dtype=float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -214,3 +215,19 @@ def test_deciding_n_grows_with_the_square_of_the_margin() -> None:
         statistics.deciding_n(change, margin=margin, alpha=0.01) for margin in (0.06, 0.03)
     )
     assert narrow == pytest.approx(4 * wide, rel=0.02)
+
+
+def test_seeds_and_items_are_both_in_the_interval() -> None:
+    """Ends by hand, limits by the two simpler intervals, coverage by simulation."""
+    mean, low, high = statistics.over_seeds([0.8, 0.9, 1.0], [0.0] * 3)
+    assert (mean, high - mean) == pytest.approx((0.9, 4.302653 * 0.1 / 3**0.5), abs=1e-5)
+    assert statistics.over_seeds([0.9], [0.1])[1] == pytest.approx(0.9 - 1.959964 * 0.1, abs=1e-5)
+    assert all(math.isnan(end) for end in statistics.over_seeds([0.9], [math.nan])[1:])
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        items, seeds = rng.normal(0, 0.5, size=100), rng.normal(0, 0.05, size=5)
+        values = items[None] + seeds[:, None] + rng.normal(0, 0.5, size=(5, 100))
+        errors = values.std(axis=1, ddof=1) / 10
+        _, low, high = statistics.over_seeds(values.mean(axis=1).tolist(), errors.tolist())
+        covered += low <= 0 <= high
+    assert covered / 400 >= 0.94

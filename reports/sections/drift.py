@@ -25,7 +25,7 @@ panel.svg }}</div>{% endfor %}</div>
 {% endfor %}
 </div>
 <p class="note">The base is stage zero and the dotted line; arrows say which way is good. Bars are
-{{ "ranges over seeds" if several_seeds else "95 % intervals over items" }}. Left: what the model
+95 % intervals over {{ "seeds and items" if several_seeds else "items" }}. Left: what the model
 wrote, scored as a reader would.
 Right: which of fixed answers it finds likelier, which does not depend on how it writes. A fall on
 the

@@ -23,8 +23,8 @@ endfor %}
 {% endfor %}
 <p class="note">Accuracy in percent over stages. The grey column is the stage that trains the task;
 the
-dotted line is the base. Bars are {{ "ranges over seeds" if several_seeds else "95 % intervals over
-items" }}.</p>
+dotted line is the base. Bars are 95 % intervals over {{ "seeds and items" if several_seeds else
+"items" }}.</p>
 """
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from markupsafe import Markup
 
 from reports import markup
-from reports.runs import Arm, Point, Report, over_seeds
+from reports.runs import Arm, Point, Report, over_seeds, point_of
 from reports.transfer import backward_transfer, forgetting, mean_accuracy
 from reports.wording import wording
 
@@ -89,7 +89,7 @@ class Headline:
             swatches=swatches,
             ranges="Brackets are 95 % intervals over items, for one seed."
             if one
-            else "With several seeds: the mean and, in brackets, the range over seeds.",
+            else "Means over seeds; brackets are 95 % intervals over seeds and items.",
         )
 
 
@@ -107,18 +107,15 @@ def _row(arm: Arm, drifts: list[str]) -> Row:
 
 
 def drift(arm: Arm, figure: str) -> Point | None:
-    """Change of the last stage from the base: with the verdict's interval if one seed has it."""
-    stage = arm.stages[-1]
-    now, then = arm.point(figure, stage), arm.point(figure, 0)
-    if now is None or then is None:
-        return None
-    if now.seeds > 1 and now.low is not None and now.high is not None:
-        span = (now.low - then.value, now.high - then.value)
-        return Point(value=now.value - then.value, low=span[0], high=span[1], seeds=now.seeds)
-    found = arm.verdicts(figure, "base")
-    record = found[-1].record if found and found[-1].stage == stage else None
-    low, high = (record["low"], record["high"]) if record else (None, None)
-    return Point(value=now.value - then.value, low=low, high=high)
+    """Change of the last stage from the base, with the verdicts' intervals where they have any."""
+    found = []
+    for lane in arm.seeds.values():
+        now, then = point_of(lane[-1], figure), point_of(arm.run.base, figure)
+        record = lane[-1].get("verdicts", {}).get(figure, {}).get("base")
+        low, high = (record["low"], record["high"]) if record else (None, None)
+        if now is not None and then is not None:
+            found.append(Point(value=now.value - then.value, low=low, high=high))
+    return over_seeds(found)
 
 
 def _cost(arm: Arm, key: str, over_stages: Callable[[list[float]], float]) -> float | None:
