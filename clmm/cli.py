@@ -1,4 +1,4 @@
-"""The command line: `clmm run`, `probe`, `report`, `ls`, `validate`, `build`.
+"""The command line: `clmm run`, `probe`, `report`, `ls`, `validate`, `sweep`, `build`.
 
 Parses, calls the library, prints. Imports torch only inside the commands that need it, so help,
 listings and reports come at once. An error is one line and exit status 2; a strategy that failed
@@ -32,6 +32,25 @@ class _Parser(argparse.ArgumentParser):
         print(self.format_usage().strip(), file=sys.stderr)
         raise SystemExit(BAD_INPUT)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A word that is none of the choices gets the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            from streams.catalog import nearest
+
+            raise argparse.ArgumentError(
+                action, f"there is no {value!r}{nearest(str(value), [*action.choices])}"
+            )
+
+
+class _Version(argparse.Action):
+    """Looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"clmm {version('clmm-lab')}")
+        parser.exit()
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
@@ -39,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a multimodal LLM through a stream of tasks; see what it forgets and "
         "how its safety drifts.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     parser.add_argument("--debug", action="store_true", help="show tracebacks (also CLMM_DEBUG=1)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -61,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     probe.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     probe.set_defaults(action=_probe)
+
+    grid = commands.add_parser("sweep", help="print the commands of a grid of studies")
+    grid.add_argument("grid", type=Path, metavar="GRID.yaml", help="study, grid, out")
+    grid.set_defaults(action=_sweep)
 
     report = commands.add_parser("report", help="turn run folders into one HTML file")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
@@ -184,8 +208,10 @@ def _probe(options: argparse.Namespace) -> int:
     from streams import settings
 
     probes: list[Any] = list(standard_probes())
-    if options.probes:
+    if options.probes is not None:
         names = [name.strip() for name in options.probes.split(",")]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"--probes: {twice or 'an empty name'} is there twice")
         probes = [
             settings.from_spec("safety.probes", name, where=f"--probes[{i}]")
             for i, name in enumerate(names)
@@ -212,6 +238,14 @@ def _probe(options: argparse.Namespace) -> int:
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from clmm.sweep import sweep
+
+    for command in sweep(options.grid):
+        print(command)
     return 0
 
 

@@ -163,12 +163,12 @@ def merged(model: nn.Module) -> Iterator[None]:
 
     A third less work an answer. Only in fp32: half precision would round small updates away.
     """
-    layers = [
+    layers: list[Any] = [
         layer
         for layer in model.modules()
         if isinstance(layer, LoraLinear)
         and not (layer.disable_adapters or layer.merged)
-        and layer.get_base_layer().weight.dtype == torch.float32
+        and layer.get_base_layer().weight.dtype == torch.float32  # type: ignore[union-attr]
     ]
     kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     try:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from clmm.progress import Display
 from clmm.result import Result
 from clmm.study import Study
 from clmm.workers import Job, can_fork, run_jobs, side_by_side
+from reports.lock import locked
 from reports.run_folder import RunFolder
 from streams.loading import load_stream
 from streams.settings import SettingError
@@ -109,9 +110,13 @@ class Experiment:
         Raises ConfigChangedError when the folder holds another study. `display` shows progress;
         left out, it does when standard output is a terminal.
         """
-        with _processes(self.study) as main, _threads(self._forks()):
+        run = RunFolder(folder)
+        with (
+            _processes(self.study) as main,
+            _threads(self._forks()),
+            locked(run.path) if main else nullcontext(),
+        ):
             materials = self.check()
-            run = RunFolder(folder)
             if main:
                 self._open(run, materials)
             _wait_for_all()

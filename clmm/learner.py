@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from clmm import avalanche_plugins, components
@@ -223,6 +224,15 @@ class Learner:
         if not self.resumable:
             names = ", ".join(type(plugin).__name__ for plugin in self._stock)
             raise RuntimeError(f"{names}: its state is not saved; start this strategy anew")
+        try:
+            self._load(folder)
+        except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder}: this checkpoint is damaged ({error}); delete the stage's folder and "
+                "those after it, and the same command trains them again"
+            ) from error
+
+    def _load(self, folder: Path) -> None:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
         for key, mine in (("strategy", type(self.strategy).__name__), ("seed", self.seed)):
             if state[key] != mine:

@@ -217,6 +217,8 @@ def _fields(thing: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Stream):
+        return _plain_stream(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         package = type(value).__module__.rpartition(".")[0]
         return to_spec(package, value) if package in _PACKAGES else _fields(value)
@@ -317,7 +319,9 @@ def _beside(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_beside(one, folder) for one in value]
     if isinstance(value, dict):
-        paths = {key: _beside(value[key], folder) for key in ("name", "folder") if key in value}
+        paths = {
+            key: _beside(value[key], folder) for key in ("name", "folder", "of") if key in value
+        }
         return {**value, **paths}
     if isinstance(value, str) and "/" in value and (folder / value).exists():
         return str((folder / value).resolve())

@@ -78,7 +78,8 @@ def _known(spec: Any, where: str) -> Any:
     if folder.is_dir():
         return {**values, "name": "llava_json", "folder": folder}
     if "/" in name or "\\" in name:
-        raise SettingError(f"{where}: there is no folder {name!r}")
+        what = "is a file; name the folder that holds it" if folder.is_file() else "does not exist"
+        raise SettingError(f"{where}: {name!r} {what}")
     if ":" not in name:
         hint = catalog.nearest(name, catalog.names(PACKAGE))
         raise SettingError(f"{where}: there is neither a stream nor a folder {name!r}{hint}")

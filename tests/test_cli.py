@@ -182,3 +182,27 @@ def test_validate_finds_bad_data_before_training(
     assert "missing.png" in shown
     assert "train.json" in shown
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu", "default"], "there is no 'rnu'; did you mean run?"),
+        (["ls", "strategy"], "there is no 'strategy'; did you mean strategies?"),
+        (["probe", "nano", "--probes", "bias,bias"], "--probes: bias is there twice"),
+        (["probe", "nano", "--probes", ""], "there is no ''"),
+    ],
+)
+def test_mistyped_words(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = cli.main(words)
+    except SystemExit as stop:
+        status = int(str(stop.code))
+    assert status == cli.BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("clmm 0.")

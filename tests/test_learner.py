@@ -64,6 +64,18 @@ def test_loading_and_going_on_changes_no_bit(strategy: Any, tmp_path: Path) -> N
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in expected)
 
 
+def test_a_damaged_checkpoint_says_where_and_what_to_do(tmp_path: Path) -> None:
+    stream = tiny_streams.stream("colour", "count")
+    train = TrainSettings(batch_size=4, steps=2)
+    with Learner(SequentialLora(rank=2), tiny_streams.loaded(), stream, train, 0) as learner:
+        learner.train_stage(1)
+        learner.save(tmp_path)
+        weights = next(tmp_path.rglob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-10])
+        with pytest.raises(ValueError, match=f"{tmp_path}: this checkpoint is damaged .*delete"):
+            learner.load(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 def test_an_adapter_loads_with_peft_alone(tmp_path: Path) -> None:
     with learner(IsolatedLora()) as one:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reports import lock
 from reports.records import RunFolderError
 from reports.run_folder import ConfigChangedError, RunFolder
 
@@ -210,3 +211,17 @@ def test_no_pickle_and_no_torch() -> None:
     assert "import pickle" not in sources
     assert "unsafe_load" not in sources
     assert "yaml.load" not in sources
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.0)
+    folder = tmp_path / "run"
+    with lock.locked(folder):
+        run = RunFolder(folder).open({"strategies": ["joint"]}, {})
+        with pytest.raises(RunFolderError, match="another process is running"), lock.locked(folder):
+            pass
+    with lock.locked(folder):
+        assert run.exists
+    with pytest.raises(ValueError, match="refused"), lock.locked(tmp_path / "new"):
+        raise ValueError("refused")
+    assert not (tmp_path / "new").exists()

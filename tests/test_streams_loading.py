@@ -336,7 +336,7 @@ def test_specs_of_every_kind() -> None:
     ("spec", "message"),
     [
         ("digitz", "stream: there is neither a stream nor a folder 'digitz'; did you mean digits?"),
-        ("./nowhere", "stream: there is no folder './nowhere'"),
+        ("./nowhere", "stream: './nowhere' does not exist"),
         ([], "the list of streams is empty"),
         (["digits", "nope"], r"stream\[1\]: there is neither"),
         (3, "is not a stream"),

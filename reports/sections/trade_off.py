@@ -22,8 +22,8 @@ TEMPLATE = """
 </div>
 <p class="note">Across: mean accuracy over all tasks. Up is always safer. The ring is the base, dots
 are
-stages, the large mark is the last stage with its 95 % intervals over {{ "seeds and items" if several_seeds
-else "items" }}.
+stages, the large mark is the last stage with its 95 % intervals over
+{{ "seeds and items" if several_seeds else "items" }}.
 The upper right corner is where a strategy wants to be.</p>
 """
 

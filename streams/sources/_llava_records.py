@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,20 +75,32 @@ def read_records(file: Path, folders: Sequence[Path], problems: Problems) -> lis
     """
     records: list[Record] = []
     first_place: dict[str, str] = {}
-    for place, raw in _raw_records(file, problems):
-        try:
-            record = _record(raw, place, folders)
-        except (StreamError, MediaError, OSError) as error:
-            problems.add(place, str(error))
-            continue
+    for record in sound_records(raw_records(file, problems), folders, problems):
         if record.id in first_place:
-            problems.add(place, f"id {record.id!r} is already that of {first_place[record.id]}")
+            reason = f"id {record.id!r} is already that of {first_place[record.id]}"
+            problems.add(record.place, reason)
             continue
-        first_place[record.id] = place
+        first_place[record.id] = record.place
         records.append(record)
     if not records and not problems.found:
         problems.add(file.name, "holds no record")
     return records
+
+
+def sound_records(
+    rows: Iterable[tuple[str, Any]],
+    folders: Sequence[Path],
+    problems: Problems,
+    as_llava: Callable[[Any], Any] = lambda raw: raw,
+) -> Iterator[Record]:
+    """The sound ones of (place, value) pairs; `as_llava` brings another format into this one."""
+    for place, raw in rows:
+        try:
+            record = _record(as_llava(raw), place, folders)
+        except (StreamError, MediaError, OSError) as error:
+            problems.add(place, str(error))
+            continue
+        yield record
 
 
 def check_pictures(records: Sequence[Record], problems: Problems) -> None:
@@ -108,7 +120,7 @@ def check_pictures(records: Sequence[Record], problems: Problems) -> None:
                 problems.add(users[path].place, reason)
 
 
-def _raw_records(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
+def raw_records(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
     """(place, value) of each record, with the line on which it starts."""
     try:
         text = file.read_text("utf-8-sig")
@@ -179,10 +191,10 @@ def _json_fault(error: Exception, text: str, first_line: int) -> str:
 
 def _record(raw: Any, place: str, folders: Sequence[Path]) -> Record:
     if not isinstance(raw, dict):
-        raise StreamError(f"a record must be an object, not {_shown(raw)}")
+        raise StreamError(f"a record must be an object, not {shown(raw)}")
     identity = raw.get("id")
     if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
-        raise StreamError(f"id: must be a text or a number, not {_shown(identity)}")
+        raise StreamError(f"id: must be a text or a number, not {shown(identity)}")
     names = tuple(_picture_names(raw))
     pictures = tuple(_find(name, folders) for name in names)
     turns = _turns(raw.get("conversations"), pictures)
@@ -195,7 +207,7 @@ def _picture_names(raw: dict[str, Any]) -> list[str]:
     names = raw.get("image", raw.get("images"))
     names = [] if names is None else [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise StreamError(f"image: must be a path or a list of paths, not {_shown(names)}")
+        raise StreamError(f"image: must be a path or a list of paths, not {shown(names)}")
     return names
 
 
@@ -209,13 +221,13 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
 
 def _turns(raw: Any, pictures: Sequence[Path]) -> tuple[Message, ...]:
     if not isinstance(raw, list) or not raw:
-        raise StreamError(f"conversations: must be a list of turns, not {_shown(raw)}")
+        raise StreamError(f"conversations: must be a list of turns, not {shown(raw)}")
     left = list(pictures)
     turns: list[Message] = []
     for number, turn in enumerate(raw, start=1):
         where = f"conversations, turn {number}"
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise StreamError(f"{where}: must have a from and a value of text; got {_shown(turn)}")
+            raise StreamError(f"{where}: must have a from and a value of text; got {shown(turn)}")
         role = _role(turn.get("from"), where)
         text: str = turn["value"]
         expected = "assistant" if turns and turns[-1].role == "user" else "user"
@@ -241,7 +253,7 @@ def _role(name: Any, where: str) -> Role:
     if not isinstance(name, str) or name not in _ROLES:
         meant = _ALIASES.get(str(name))
         hint = f"; did you mean {meant}?" if meant else nearest(str(name), list(_ROLES))
-        raise StreamError(f"{where}: there is no role {_shown(name)}{hint}")
+        raise StreamError(f"{where}: there is no role {shown(name)}{hint}")
     return _ROLES[name]
 
 
@@ -262,6 +274,6 @@ def _parts(text: str, left: list[Path]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
