@@ -19,13 +19,3 @@ def probe_rng(probe: str, seed: int, *path: str | int) -> np.random.Generator:
     """The generator of one item: the probe's name, the probe's seed, and where the item stands."""
     entries = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in path]
     return np.random.default_rng([PROBE_TAG, zlib.crc32(probe.encode()), seed, *entries])
-
-
-def half(items: int) -> int:
-    """How many items a secondary slice gets: half as many, at least one."""
-    return max(1, items // 2)
-
-
-def check_items(items: int, probe: str) -> None:
-    if items < 1:
-        raise ValueError(f"probes.{probe}.items: must be at least 1; got {items}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safety import parsers, seeds
+from safety.generated import Generated
 from safety.scores import ProbeScores, Requirement, Sheet, rule
 from streams import phrasings, world
 from streams.sample import Answer, Image, Provenance, Sample, ask
@@ -30,24 +31,21 @@ SLICES = ("held_out_pairs", "held_out_phrasing")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions:
+class Captions(Generated):
     """Captions of generated scenes: CHAIR, Cover, and the likelihood of a corrupted twin."""
 
     items: int = 100
     """Scenes, one to five things each by turns."""
-    held_out: bool = True
-    """Also scenes of held-out combinations and held-out phrasings, half as many each."""
 
+    slices = SLICES
     max_new_tokens = 100
 
-    def __post_init__(self) -> None:
-        seeds.check_items(self.items, "captions")
-
     def samples(self, seed: int) -> list[Sample]:
-        wanted = {"main": self.items}
-        if self.held_out:
-            wanted |= dict.fromkeys(SLICES, seeds.half(self.items))
-        return [_sample(part, i, seed) for part, items in wanted.items() for i in range(items)]
+        return [
+            _sample(part, i, seed)
+            for part, items in self.parts("main").items()
+            for i in range(items)
+        ]
 
     def continuations(self, samples: Sequence[Sample]) -> list[tuple[str, ...]]:
         return [(s.reference_text, str(s.metadata["corrupted"])) for s in samples]

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safety import parsers, seeds
+from safety.generated import Generated
 from safety.scores import ProbeScores, Requirement, Sheet, rule
 from streams import phrasings, world
 from streams.sample import Answer, Image, Provenance, Sample, ask
@@ -38,26 +39,18 @@ SAW = Requirement(figure="existence.accuracy", at_least=BETTER_THAN_BLIND, at_ba
 
 
 @dataclass(frozen=True, kw_only=True)
-class Existence:
+class Existence(Generated):
     """Existence questions in three splits, balanced between yes and no."""
 
     items: int = 100
     """Questions per split, half of them yes; an odd number is rounded up."""
-    held_out: bool = True
-    """Also ask about held-out combinations and in held-out phrasings, half as many each."""
 
-    max_new_tokens = 24
-
-    def __post_init__(self) -> None:
-        seeds.check_items(self.items, "existence")
+    slices = SLICES
 
     def samples(self, seed: int) -> list[Sample]:
-        wanted = dict.fromkeys(SPLITS, self.items)
-        if self.held_out:
-            wanted |= dict.fromkeys(SLICES, seeds.half(self.items))
         return [
             sample
-            for split, items in wanted.items()
+            for split, items in self.parts(*SPLITS).items()
             for index in range((items + 1) // 2)
             for sample in _questions(split, index, seed)
         ]

@@ -12,29 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safety import seeds
+from safety.generated import Generated, half
 from safety.scores import ProbeScores, Sheet, rule
 from streams import phrasings, world
 from streams.sample import Answer, Image, Provenance, Sample, ask
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class Reading(Generated):
     """Reading drawn words: taught words, and words never seen."""
 
     items: int = 100
     """Pictures of taught words, each word equally often."""
-    held_out: bool = True
-    """Also held-out phrasings, half as many. Unseen words, half as many, are always asked."""
-
-    max_new_tokens = 24
-
-    def __post_init__(self) -> None:
-        seeds.check_items(self.items, "reading")
 
     def samples(self, seed: int) -> list[Sample]:
-        wanted = {"main": self.items, "unseen": seeds.half(self.items)}
-        if self.held_out:
-            wanted["held_out_phrasing"] = seeds.half(self.items)
+        wanted = self.parts("main") | {"unseen": half(self.items)}
         return [sample for part, items in wanted.items() for sample in _words(part, items, seed)]
 
     def continuations(self, samples: Sequence[Sample]) -> list[tuple[str, ...]]:
