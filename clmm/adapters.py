@@ -8,6 +8,7 @@ that differ from the base. Sharded parameters are not supported.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,10 +115,18 @@ class Lora:
 
     y = Wx + (α/r)·BAx (Hu et al. 2021, arXiv 2106.09685), A Kaiming, B zero, in fp32. One adapter
     for all stages, or one a task; its initial A derives from the seed and the adapter's number.
+    `targets` are full names of other linear layers to adapt instead.
     """
 
     def __init__(
-        self, model: Any, *, rank: int, alpha: int, seed: int, one_per_task: bool = False
+        self,
+        model: Any,
+        *,
+        rank: int,
+        alpha: int,
+        seed: int,
+        one_per_task: bool = False,
+        targets: Sequence[str] | None = None,
     ) -> None:
         roots = components.find(model)["input_projector"]
         projector = [
@@ -126,7 +135,8 @@ class Lora:
             for name, module in model.get_submodule(root).named_modules()
             if isinstance(module, nn.Linear)
         ]
-        self._targets = sorted({*projector, *components.language_linears(model)})
+        every = {*projector, *components.language_linears(model)}
+        self._targets = sorted(every if targets is None else set(targets))
         self._model, self._seed, self._one_per_task = model, seed, one_per_task
         self._settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}
         layers = [model.get_submodule(name) for name in self._targets]

@@ -111,7 +111,7 @@ class Batcher:
 
     def encode(self, samples: Sequence[Sample]) -> list[Prompt]:
         """The prompts of `samples`, from the cache where it has them."""
-        keys = [_content(sample) for sample in samples]
+        keys = [content(sample) for sample in samples]
         found: dict[Hashable, Prompt] = {}
         fresh: dict[Hashable, Prompt] = {}
         for key, sample in zip(keys, samples, strict=True):
@@ -135,7 +135,7 @@ class Batcher:
         `spread(work, chunks)` returns `[work(chunk) for chunk in chunks]`, computed where it likes:
         what `work` returns are bytes.
         """
-        fresh = {k: s for s in samples if (k := _content(s)) not in self._cache}
+        fresh = {k: s for s in samples if (k := content(s)) not in self._cache}
         if not fresh:
             return
         largest = self.encode([max(fresh.values(), key=lambda sample: len(sample.images))])[0]
@@ -332,7 +332,7 @@ def _unpack(packed: bytes) -> list[Prompt]:
     return [found[row] for row in range(len(found))]
 
 
-def _content(sample: Sample) -> Hashable:
+def content(sample: Sample) -> Hashable:
     """Equal for prompts of equal content, whatever the ids: probes rebuild their samples."""
     return tuple(
         (

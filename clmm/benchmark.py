@@ -137,7 +137,8 @@ class Mixture:
 
     Each data set is read in seeded permutations, one after another without end. The k-th batch
     holds ⌊(k+1)·share·B⌋ − ⌊k·share·B⌋ samples of an extra, so its share is exact over the stage;
-    the stage's own data fill the rest. Process `rank` of `world` sees every world-th sample.
+    the stage's own data fill the rest. The last batches may be of `closing` data alone. Process
+    `rank` of `world` sees every world-th sample.
     """
 
     own: AvalancheDataset[Any]
@@ -145,6 +146,7 @@ class Mixture:
     steps: int
     seed: int
     extras: tuple[tuple[AvalancheDataset[Any], float], ...] = ()
+    closing: tuple[AvalancheDataset[Any], int] | None = None
     rank: int = 0
     world: int = 1
 
@@ -153,6 +155,21 @@ class Mixture:
         if not len(extra) or not share:
             return self
         return replace(self, extras=(*self.extras, (extra, share)))
+
+    def ending_with(self, closing: AvalancheDataset[Any], share: float) -> Mixture:
+        """The same with the last `share` of its batches, rounded, at least one, from `closing`.
+
+        Unchanged if either is empty. Raises ValueError when no batch would be left.
+        """
+        if not len(closing) or not share:
+            return self
+        count = max(1, round(share * self.steps))
+        if count >= self.steps:
+            raise ValueError(
+                f"{share} of {self.steps} updates, at the end of the stage, leave none for the "
+                "task itself; train more steps, or take a smaller share"
+            )
+        return replace(self, closing=(closing, count))
 
     def __len__(self) -> int:
         return self.steps
@@ -163,7 +180,13 @@ class Mixture:
             (_endless(data, self.seed, number), share * self.batch_size)
             for number, (data, share) in enumerate(self.extras, start=1)
         ]
+        closing, last = self.closing or (self.own, 0)
+        end = _endless(closing, self.seed, len(extras) + 1)
         for step in range(self.steps):
+            if step >= self.steps - last:
+                rows = [next(end) for _ in range(self.batch_size)]
+                yield self.own.collate_fn(rows[self.rank :: self.world])
+                continue
             # Without the small term, 10 × 0.1 could fall short of 1.
             counts = [int((step + 1) * n + 1e-9) - int(step * n + 1e-9) for _, n in extras]
             rows = [next(own) for _ in range(self.batch_size - sum(counts))]

@@ -127,6 +127,7 @@ class Experiment:
                 for number in range(len(self.study.strategies))
             ]
             with Display({lane.title: len(lane.stages) for lane in lanes}, shown=shown) as screen:
+                screen.say(_matched(self.study.labels, materials.trainable))
                 workers = self._workers()
                 if workers > 1 and any(lane.unfinished for lane in lanes):
                     _encode_ahead(materials, screen, workers)
@@ -232,6 +233,15 @@ def answerer(model: str | Path, *, device: str | None = None, precision: Any = "
     """Something that answers samples, from a model's name, folder or hub id."""
     loaded = load(model, device=device, precision=precision)
     return Answerer(loaded.model, batcher_of(loaded))
+
+
+def _matched(labels: Sequence[str], trainable: Sequence[int]) -> str:
+    """What each strategy trains, and whether that is the same; what trains nothing is left out."""
+    counts = {label: n for label, n in zip(labels, trainable, strict=True) if n}
+    if len(set(counts.values())) < 2:
+        return "".join(f"trainable parameters: {n:,} in each" for n in set(counts.values()))
+    shown = ", ".join(f"{label} {n:,}" for label, n in counts.items())
+    return f"trainable parameters are not matched: {shown}"
 
 
 def _trainable(materials: Materials, number: int) -> int:

@@ -116,8 +116,9 @@ class Lane:
                     self._stage(learner, stage, report)
 
     def _stage(self, learner: Learner, stage: int, report: Report) -> None:
-        trained = self.stages[stage - 1]
-        task = trained[0] if len(trained) == 1 else None
+        earlier = {name for names in self.stages[: stage - 1] for name in names}
+        new = [name for name in self.stages[stage - 1] if name not in earlier]
+        task = new[0] if len(new) == 1 else None
         folder = self.run.stage(self.label, self.seed, stage)
         if self.main:
             folder.begin()

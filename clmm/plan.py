@@ -30,9 +30,14 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all strategies and seeds, as if each trained on its task alone."""
-        each = sum(self.study.train.updates(len(task.train)) for task in self.stream.tasks)
-        return each * len(self.study.strategies) * len(self.study.seeds)
+        """Optimiser steps of all strategies and seeds."""
+        sizes = {task.name: len(task.train) for task in self.stream.tasks}
+        each = sum(
+            self.study.train.updates(sum(sizes[name] for name in names), len(names))
+            for strategy in self.study.strategies
+            for names in strategy.stages(list(sizes))
+        )
+        return each * len(self.study.seeds)
 
     def print(self) -> None:
         console = Console(highlight=False)

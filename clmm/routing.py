@@ -70,7 +70,7 @@ class PrototypeRouter:
 
     def learn(self, task: str, samples: Sequence[Sample]) -> None:
         chosen = [samples[i] for i in range(0, len(samples), -(-len(samples) // LEARNT))]
-        features = self._features(chosen)
+        features = self.features(chosen)
         held = torch.arange(len(chosen)) % CALIBRATION == 0
         fitted = features[~held] if (~held).any() else features
         parts = [_fit(fitted[:, part]) for part in range(2)]
@@ -82,7 +82,7 @@ class PrototypeRouter:
     def routes(self, samples: Sequence[Sample]) -> list[str]:
         if not self._tasks or not samples:
             return [BASE] * len(samples)
-        features = self._features(samples)
+        features = self.features(samples)
         scores = []
         for entry in self._tasks.values():
             distances = _distances(features, entry)
@@ -106,8 +106,8 @@ class PrototypeRouter:
             task, _, key = name.rpartition(".")
             self._tasks.setdefault(task, {})[key] = tensor
 
-    def _features(self, samples: Sequence[Sample]) -> Tensor:
-        """[samples, 2, D] on the CPU, from the base without adapters."""
+    def features(self, samples: Sequence[Sample]) -> Tensor:
+        """Of each sample, [samples, 2, D] on the CPU, from the base without adapters."""
         self._weights.select(BASE)
         try:
             chunks = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]

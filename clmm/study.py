@@ -237,8 +237,14 @@ def labels(strategies: Sequence[Any], given: Sequence[str | None]) -> tuple[str,
     found: list[str] = []
     for spec, label in zip(specs, given, strict=True):
         twins = [other for other in specs if other["name"] == spec["name"]]
-        apart = [key for key in spec if any(other.get(key) != spec[key] for other in twins)]
-        name = str(spec["name"]).rpartition(":")[2]
+        apart = [
+            key
+            for key in spec
+            if any(other.get(key) != spec[key] for other in twins)
+            and isinstance(spec[key], (str, int, float, bool, type(None)))
+        ]
+        parts = spec["of"] if isinstance(spec.get("of"), list) else [spec]
+        name = "-".join(str(part["name"]).rpartition(":")[2] for part in parts)
         text = label or "-".join([name, *(f"{key}-{spec[key]}" for key in apart)])
         text = re.sub(r"[^\w.-]+", "_", str(text), flags=re.ASCII)
         if text in found:

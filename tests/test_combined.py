@@ -51,7 +51,9 @@ def test_its_settings_come_back() -> None:
     assert [part["name"] for part in spec["of"]] == ["isolated_lora", "replay"]
     assert from_spec("clmm.strategies", spec, where="strategies[0]") == given
     study = Study.resolve({"strategies": [spec]})
-    assert study.labels == ("combined",)
+    assert study.labels == ("isolated_lora-replay",)
+    other = {**spec, "of": [spec["of"][0], {"name": "replay", "budget": 0.2}], "label": "more"}
+    assert Study.resolve({"strategies": [spec, other]}).labels[1] == "more"
 
 
 @pytest.mark.parametrize(

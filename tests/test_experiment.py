@@ -15,6 +15,7 @@ import pytest
 import tiny_models
 
 from clmm import Experiment, cli
+from clmm.experiment import _matched
 from clmm.result import Result
 from clmm.workers import can_fork
 from reports.run_folder import RunFolder
@@ -194,3 +195,10 @@ def test_a_strategy_that_fails_fails_alone(
 
 def _model(study: Path) -> str:
     return study.read_text("utf-8").split("\n")[0].removeprefix("model: ")
+
+
+def test_what_is_trained_is_said_and_compared() -> None:
+    assert _matched(["a", "b", "zero"], [1024, 1024, 0]) == "trainable parameters: 1,024 in each"
+    assert _matched(["zero"], [0]) == ""
+    unequal = _matched(["a", "b"], [1024, 2048])
+    assert unequal == "trainable parameters are not matched: a 1,024, b 2,048"

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_streams
 import torch
-from scipy.stats import chi2
 from tiny_streams import Recorder
 
 from clmm import avalanche_plugins
-from clmm.batching import Batcher
-from clmm.benchmark import dataset
 from clmm.learner import Learner
 from clmm.strategies.isolated_lora import IsolatedLora
 from clmm.strategies.joint import Joint
-from clmm.strategies.replay import Replay, Reservoir
+from clmm.strategies.replay import Replay
 from clmm.strategies.sequential_full import SequentialFull
 from clmm.strategies.sequential_lora import SequentialLora
 from clmm.strategies.zero_shot import ZeroShot
@@ -130,35 +126,12 @@ def test_replay_has_its_share_from_the_second_stage_and_alignment_from_the_first
     assert len({n for batch in recorder.batches[2] for n in batch if n.startswith("colour")}) <= 6
 
 
-def test_reservoir_is_uniform_over_all_stages() -> None:
-    """Inclusions of 60 items over 400 seeds; their variance is that of draws without return."""
-    size, repeats, parts = 12, 400, (30, 20, 10)
-    batcher = Batcher(tiny_streams.loaded().processor)
-    samples = [tiny_streams.sample("colour", "train", i) for i in range(sum(parts))]
-    starts = [sum(parts[:k]) for k in range(len(parts))]
-    tasks = [
-        dataset(samples[a : a + n], [k] * n, batcher)
-        for k, (a, n) in enumerate(zip(starts, parts, strict=True))
-    ]
-    counts = dict.fromkeys((sample.id for sample in samples), 0)
-    for seed in range(repeats):
-        reservoir = Reservoir(size=size, share=0.5, seed=seed)
-        for stage, task in enumerate(tasks, start=1):
-            experience = SimpleNamespace(dataset=task)
-            reservoir.after_training_exp(SimpleNamespace(experience=experience, stage=stage))
-        for sample in reservoir.samples:
-            counts[sample.id] += 1
-    n, share = len(samples), size / len(samples)
-    expected = repeats * share
-    assert sum(counts.values()) == repeats * size
-    spread = sum((count - expected) ** 2 for count in counts.values()) / (expected * (1 - share))
-    assert 1e-3 < chi2.sf(spread * (n - 1) / n, n - 1) < 1 - 1e-3
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ({"name": "replay", "budget": 2.5}, "replay.budget: 2.5 is neither"),
+        ({"name": "replay", "budget": float("nan")}, "replay.budget: nan is neither"),
+        ({"name": "replay", "policy": "first"}, r"replay.policy: .*'reservoir', 'random'"),
         ({"name": "replay", "share": 1.0}, "replay.share: must be"),
         ({"name": "replay", "share": 0.6, "alignment_share": 0.4}, "no room is left"),
         ({"name": "replay", "bugdet": 1}, "did you mean budget"),
