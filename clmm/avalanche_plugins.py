@@ -26,13 +26,13 @@ TESTED: dict[str, str] = {
 """Name → what to know."""
 
 REFUSED: dict[str, str] = {
-    "LwFPlugin": "it masks logits by class, so on token logits it is silently wrong",
-    "SynapticIntelligencePlugin": "it walks all nested modules at every step, 36 times slower",
-    "RWalkPlugin": "it was not tested on vision-language models",
+    "LwFPlugin": "it masks logits by class, silently wrong on token logits; take the strategy lwf",
+    "SynapticIntelligencePlugin": "on a CPU its snapshots are views, so it measures nothing; take the strategy si",
+    "RWalkPlugin": "it was not tested on vision-language models; take the strategy rwalk",
     "GDumbPlugin": "its memory is balanced by class, and generated text has none",
-    "DERPlugin": "it stores class logits; token logits have no fixed shape",
+    "DERPlugin": "it stores class logits, of one shape; take the strategy der_pp",
     "MIRPlugin": "it compares losses by class logits",
-    "GSS_greedyPlugin": "it needs image tensors of one shape and a buffer larger than the batch",
+    "GSS_greedyPlugin": "it needs image tensors of one shape; take the strategy gss",
     "LFLPlugin": "it needs a model with a classifier's feature layer",
     "FeatureDistillationPlugin": "it needs a model with a classifier's feature layer",
     "ERACEPlugin": "it separates classes, and generated text has none",
