@@ -27,7 +27,7 @@ TESTED: dict[str, str] = {
 
 REFUSED: dict[str, str] = {
     "LwFPlugin": "it masks logits by class, silently wrong on token logits; take the strategy lwf",
-    "SynapticIntelligencePlugin": "on a CPU it measures nothing (it keeps views); take the strategy si",
+    "SynapticIntelligencePlugin": "on a CPU it measures nothing: take the strategy si",
     "RWalkPlugin": "it was not tested on vision-language models; take the strategy rwalk",
     "GDumbPlugin": "its memory is balanced by class, and generated text has none",
     "DERPlugin": "it stores class logits, of one shape; take the strategy der_pp",
