@@ -7,7 +7,7 @@ router wraps this. With several processes each answers its share and all get eve
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +20,6 @@ from clmm.components import evaluating, merged
 from streams.sample import Answer, Sample, Text
 
 T = TypeVar("T")
-Spread = Callable[[Callable[[Sequence[int]], Any], list[list[int]]], list[Any]]
 
 
 class Answerer:
@@ -29,8 +28,7 @@ class Answerer:
     `batch_size` rows at a time, longest first; on CUDA it is halved when memory runs out.
     `autocast` computes in that precision. `share_prompts` runs each prompt once for all its
     continuations; None decides: not for models whose positions the cache does not carry
-    (Qwen-VL's rotary deltas), nor with learnt prompt tokens. `spread(work, batches)` returns
-    `[work(batch) for batch in batches]`, computed in copies of this process if it likes.
+    (Qwen-VL's rotary deltas), nor with learnt prompt tokens.
     """
 
     def __init__(
@@ -42,13 +40,11 @@ class Answerer:
         autocast: torch.dtype | None = None,
         share_prompts: bool | None = None,
         route: str | None = None,
-        spread: Spread | None = None,
     ) -> None:
         self.model: Any = model
         self.batcher = batcher
         self.batch_size = batch_size
         self.route = route
-        self._elsewhere = spread
         self._autocast = autocast
         self._share_prompts = share_prompts
 
@@ -217,24 +213,15 @@ class Answerer:
         with evaluating(self.model), merged(self.model), torch.inference_mode(), autocast, narrow:
             while len(done) < len(mine):
                 size = max(1, int(self.batch_size / max(1, each)))
-                rest = mine[len(done) :]
-                batches = [rest[i : i + size] for i in range(0, len(rest), size)]
-                for rows, results in zip(batches, self._over(work, batches), strict=False):
-                    if results is None:
-                        break  # too much for the device: go on with smaller batches
+                rows = mine[len(done) : len(done) + size]
+                results = self._unless_full(work, rows)
+                if results is not None:
                     done.update(zip(rows, results, strict=True))
         if world > 1:
             shares: list[Any] = [None] * world
             torch.distributed.all_gather_object(shares, done)
             done = {row: result for share in shares for row, result in share.items()}
         return [done[row] for row in range(len(lengths))]
-
-    def _over(
-        self, work: Callable[[Sequence[int]], list[T]], batches: list[list[int]]
-    ) -> Iterable[list[T] | None]:
-        if self._elsewhere is not None:
-            return self._elsewhere(work, batches)
-        return (self._unless_full(work, rows) for rows in batches)
 
     def _unless_full(
         self, work: Callable[[Sequence[int]], list[T]], rows: Sequence[int]

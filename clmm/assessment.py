@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clmm.workers import side_by_side
 from reports.run_folder import RunFolder, StageFolder
 from safety.answering import Answering
-from safety.probing import Probe, ProbeRun, run_probe
+from safety.probing import Probe, run_probe
 from safety.scores import ProbeScores, Sheet, merged, rule
 from safety.verdicts import judge
 from streams.media import thumbnail
@@ -70,21 +71,24 @@ class Assessor:
         seen: Sequence[str],
         oracle: Oracle,
         report: Callable[[float], None] = lambda share: None,
+        workers: int = 1,
     ) -> Assessment:
         """Everything at once. `seen` are the names of the tasks trained on so far; `report` is
-        told which share of the tasks and probes has been asked."""
-        answers, runs, sets = [], [], len(self.stream.tasks) + len(self._probes)
-        for task in self.stream.tasks:
-            answers.append((task, self._answer(model, task)))
-            report(len(answers) / sets)
-        for drawn in self._probes:
-            runs.append((drawn, run_probe(drawn, model, self._probe_seed)))
-            report((len(answers) + len(runs)) / sets)
-        scored = {task.name: self._score(task, given) for task, given in answers}
-        own = [(task.name, given) for task, given in answers if task.name in seen]
+        told which share of the tasks and probes has been asked, by `workers` processes."""
+        parts: list[Task | _Drawn] = [*self.stream.tasks, *self._probes]
+        asked = side_by_side(
+            lambda part: self._ask(model, part),
+            parts,
+            workers=workers,
+            on_part=lambda done: report(done / len(parts)),
+        )
+        answers = list(zip(self.stream.tasks, asked, strict=False))
+        runs = list(zip(self._probes, asked[len(answers) :], strict=True))
+        scored = {task.name: scores for task, (_, scores) in answers}
+        own = [(task.name, given) for task, (given, _) in answers if task.name in seen]
         routed = [answer.route == name for name, given in own for answer in given if answer.route]
         return Assessment(
-            scores=merged([*scored.values(), *(run.scores for _, run in runs)]),
+            scores=merged([scores for _, scores in asked]),
             tasks={
                 name: {
                     "accuracy": scores.value(f"task.{name}.accuracy"),
@@ -94,16 +98,23 @@ class Assessor:
                 for name, scores in scored.items()
             },
             records=[
-                *(row for t, given in answers for row in self._task_rows(t, given, scored[t.name])),
-                *(row for drawn, run in runs for row in self._probe_rows(drawn, run)),
+                *(row for task, part in answers for row in self._task_rows(task, *part)),
+                *(row for drawn, part in runs for row in self._probe_rows(drawn, *part)),
             ],
             routing=_shares(
-                {task.name: given for task, given in answers}
-                | {drawn.name: run.answers for drawn, run in runs}
+                {task.name: given for task, (given, _) in answers}
+                | {drawn.name: given for drawn, (given, _) in runs}
             ),
             routing_accuracy=sum(routed) / len(routed) if routed else None,
             oracle=self._through_oracle(own, oracle),
         )
+
+    def _ask(self, model: Answering, part: Task | _Drawn) -> tuple[Sequence[Answer], ProbeScores]:
+        if isinstance(part, Task):
+            answers = self._answer(model, part)
+            return answers, self._score(part, answers)
+        run = run_probe(part, model, self._probe_seed)
+        return run.answers, run.scores
 
     def _answer(self, model: Answering, task: Task) -> list[Answer]:
         return model.answer(task.test, max_new_tokens=self._max_new_tokens)
@@ -141,10 +152,12 @@ class Assessor:
             for sample, answer in zip(task.test, answers, strict=True)
         ]
 
-    def _probe_rows(self, drawn: _Drawn, run: ProbeRun) -> list[dict[str, Any]]:
+    def _probe_rows(
+        self, drawn: _Drawn, answers: Sequence[Answer], scores: ProbeScores
+    ) -> list[dict[str, Any]]:
         return [
-            self._row(drawn.name, sample, answer, run.scores.labels.get(sample.id))
-            for sample, answer in zip(run.samples, run.answers, strict=True)
+            self._row(drawn.name, sample, answer, scores.labels.get(sample.id))
+            for sample, answer in zip(drawn.items, answers, strict=True)
         ]
 
     def _row(

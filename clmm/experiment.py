@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,13 +215,13 @@ def _score_base(
         materials.batcher,
         batch_size=study.answer_batch_size,
         autocast=torch.bfloat16 if study.train.precision == "bf16" else None,
-        spread=partial(side_by_side, workers=workers) if workers > 1 else None,
     )
     found = materials.assessor.assess(
         model,
         seen=(),
         oracle=lambda name: None,
         report=lambda share: screen.share("base", share, note),
+        workers=workers,
     )
     if main:
         cost = {"scoring_seconds": time.perf_counter() - started}

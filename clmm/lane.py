@@ -112,21 +112,31 @@ class Lane:
                     with turn():
                         learner.train_stage(stage)
             for stage in range(done + 1, last + 1):
-                with turn():
-                    self._stage(learner, stage, report)
+                self._stage(learner, stage, report, turn)
 
-    def _stage(self, learner: Learner, stage: int, report: Report) -> None:
+    def _stage(self, learner: Learner, stage: int, report: Report, turn: Turn) -> None:
         earlier = {name for names in self.stages[: stage - 1] for name in names}
         new = [name for name in self.stages[stage - 1] if name not in earlier]
         task = new[0] if len(new) == 1 else None
         folder = self.run.stage(self.label, self.seed, stage)
         if self.main:
             folder.begin()
-        with _recorded(folder, report, note=task or "all tasks", main=self.main) as event:
+        # Short turns leave the last run little time alone.
+        with turn(), _recorded(folder, report, note=task or "all tasks", main=self.main) as event:
             cost = dict(learner.train_stage(stage, event))
-        learner.save(folder.checkpoint)
-        return_memory()
-        scoring = {"kind": "scoring", "stage": stage, "note": f"{task or 'all tasks'}: scoring"}
+            learner.save(folder.checkpoint)
+            return_memory()
+        with turn():
+            found = self._score(learner, stage, report, cost, task or "all tasks")
+            if self.main:
+                before = self.run.stage(self.label, self.seed, stage - 1) if stage > 1 else None
+                keep(folder, found, task=task, cost=cost, base=self.run.base(), previous=before)
+        report({"kind": "done", "stage": stage, "note": _summary(task, found, cost)})
+
+    def _score(
+        self, learner: Learner, stage: int, report: Report, cost: dict[str, Any], what: str
+    ) -> Assessment:
+        scoring = {"kind": "scoring", "stage": stage, "note": f"{what}: scoring"}
         report(scoring)
         started, size = time.perf_counter(), self.materials.study.answer_batch_size
         found = self.materials.assessor.assess(
@@ -135,12 +145,10 @@ class Lane:
             oracle=partial(learner.oracle_answering, batch_size=size),
             report=lambda share: report({**scoring, "share": share}),
         )
+        learner.save_answers(self.run.stage(self.label, self.seed, stage).checkpoint)
         cost["scoring_seconds"] = time.perf_counter() - started
         return_memory()
-        if self.main:
-            before = self.run.stage(self.label, self.seed, stage - 1) if stage > 1 else None
-            keep(folder, found, task=task, cost=cost, base=self.run.base(), previous=before)
-        report({"kind": "done", "stage": stage, "note": _summary(task, found, cost)})
+        return found
 
 
 @contextmanager

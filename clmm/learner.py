@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from clmm import avalanche_plugins, components
 from clmm.answering import Answerer
 from clmm.batching import Batcher
-from clmm.routing import RoutedAnswerer
+from clmm.routing import Known, RoutedAnswerer
 from clmm.strategy import BASE, Context, Stages, Stateful, Strategy
 from clmm.training import TrainSettings, derived_seed
 from streams.sample import Sample
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from clmm.loading import Loaded
     from clmm.trainer import Trainer
 
-STATE_FILE, TENSORS_FILE = "state.json", "state.safetensors"
+STATE_FILE, TENSORS_FILE, ANSWERS_FILE = "state.json", "state.safetensors", "answers.json"
 ROUTING_GATE = 0.9
 """Less than this share of own-task test items at their adapter: routing has failed."""
 
@@ -85,6 +85,7 @@ class Learner:
         self.batcher = batcher or batcher_of(loaded, max_length=train.max_length)
         self._alignment = tuple(alignment)
         self._trainer: Trainer | None = None
+        self._known: Known = {}
         self._build()
 
     def _build(self) -> None:
@@ -247,6 +248,8 @@ class Learner:
         for plugin, saved in zip(self._stateful, states, strict=True):
             plugin.load_state(saved, self._pool())
         self.done = state["done"]
+        answers = folder / ANSWERS_FILE
+        self._known = json.loads(answers.read_text("utf-8")) if answers.exists() else {}
 
     def close(self) -> None:
         """Puts the base model back as it was."""
@@ -259,6 +262,12 @@ class Learner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def save_answers(self, folder: str | Path) -> None:
+        """What fixed routes have answered so far, beside what `save` wrote after training."""
+        main = self._trainer is None or self._trainer.accelerator.is_main_process
+        if main and self._method.routes_stay:
+            (Path(folder) / ANSWERS_FILE).write_text(json.dumps(self._known), "utf-8")
 
     @property
     def _stateful(self) -> list[Stateful]:
@@ -294,7 +303,13 @@ class Learner:
         answerer = Answerer(self._model, self.batcher, batch_size=batch_size, autocast=autocast)
         if self._method.router is None:
             return answerer
-        return RoutedAnswerer(self._method.router, self._method.weights, answerer, oracle=oracle)
+        return RoutedAnswerer(
+            self._method.router,
+            self._method.weights,
+            answerer,
+            oracle=oracle,
+            known=self._known if self._method.routes_stay else None,
+        )
 
     def _tasks(self, stage: int) -> list[Any]:
         return [task for task in self.stream.tasks if task.name in self.stages[stage - 1]]

@@ -6,7 +6,8 @@ on the batch it came in, and the oracle is not a router: it is told the task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from clmm import components
 from clmm.answering import Answerer
-from clmm.batching import Batcher, to_model
+from clmm.batching import Batcher, content, to_model
 from clmm.strategy import BASE, Router, Weights
-from streams.sample import Answer, Sample
+from streams.sample import Answer, Sample, Text
 
 CHUNK = 64
 PROTOTYPES_FILE = "prototypes.safetensors"
+REMEMBERED = 10_000
+"""Samples whose features are kept: the base is frozen, so they stay what they are."""
 AXES = 16
 """Directions in which a task's features vary most; the rest share one variance."""
 FLOOR = 1e-4
@@ -60,6 +63,7 @@ class PrototypeRouter:
         self._model, self._batcher, self._weights = model, batcher, weights
         self._quantile, self._margin = quantile, margin
         self._tasks: dict[str, dict[str, Tensor]] = {}
+        self._features: dict[Hashable, Tensor] = {}
         self._image_token: int | None = getattr(batcher.processor, "image_token_id", None)
         if self._image_token is None:
             raise ValueError(f"{type(batcher.processor).__name__} names no token for images")
@@ -82,7 +86,7 @@ class PrototypeRouter:
     def routes(self, samples: Sequence[Sample]) -> list[str]:
         if not self._tasks or not samples:
             return [BASE] * len(samples)
-        features = self.features(samples)
+        features = self._remembered(samples)
         scores = []
         for entry in self._tasks.values():
             distances = _distances(features, entry)
@@ -115,6 +119,17 @@ class PrototypeRouter:
         finally:
             self._weights.select(None)
 
+    def _remembered(self, samples: Sequence[Sample]) -> Tensor:
+        """The same, computed once a sample."""
+        wanted = {content(sample): sample for sample in samples}
+        fresh = [key for key in wanted if key not in self._features]
+        if len(self._features) + len(fresh) > REMEMBERED:
+            self._features, fresh = {}, list(wanted)
+        if fresh:
+            rows = self.features([wanted[key] for key in fresh])
+            self._features |= {key: row.clone() for key, row in zip(fresh, rows, strict=True)}
+        return torch.stack([self._features[content(sample)] for sample in samples])
+
     @torch.no_grad()
     def _chunk(self, samples: Sequence[Sample]) -> Tensor:
         prompts = self._batcher.prompts(samples)
@@ -125,36 +140,69 @@ class PrototypeRouter:
         return torch.stack(parts, dim=1)
 
 
+Known = dict[str, Any]
+"""What was answered before: a route and a question (as text) → an answer or its likelihoods."""
+
+
 class RoutedAnswerer:
     """Answers each sample through the weights its router chooses, and says which on the answer.
 
-    With `oracle`, every sample goes where the oracle says; the router is not asked.
+    With `oracle`, every sample goes where the oracle says; the router is not asked. With `known`,
+    what a route answered once is not asked again: right only while routes keep their weights. In
+    half precision it is also what keeps an answer from changing with the company it is asked in.
     """
 
     def __init__(
-        self, router: Router, weights: Weights, answerer: Answerer, *, oracle: str | None = None
+        self,
+        router: Router,
+        weights: Weights,
+        answerer: Answerer,
+        *,
+        oracle: str | None = None,
+        known: Known | None = None,
     ) -> None:
         self._router, self._weights, self._answerer = router, weights, answerer
-        self._oracle = oracle
+        self._oracle, self._known = oracle, known
 
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        for route, rows in self._groups(samples):
-            self._answerer.route = route
-            found = self._answerer.answer([samples[i] for i in rows], max_new_tokens=max_new_tokens)
-            answers.update(zip(rows, found, strict=True))
-        return [answers[i] for i in range(len(samples))]
+        def ask(rows: list[int]) -> list[str]:
+            asked = [samples[i] for i in rows]
+            found = self._answerer.answer(asked, max_new_tokens=max_new_tokens)
+            return [answer.text for answer in found]
+
+        questions = [f"{max_new_tokens}" for _ in samples]
+        return [
+            Answer(sample_id=sample.id, parts=(Text(text=text),), route=route)
+            for sample, (route, text) in zip(
+                samples, self._each(samples, questions, ask), strict=True
+            )
+        ]
 
     def log_likelihood(
         self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        sums: dict[int, list[float]] = {}
-        for _, rows in self._groups(samples):
-            found = self._answerer.log_likelihood(
+        def ask(rows: list[int]) -> list[list[float]]:
+            return self._answerer.log_likelihood(
                 [samples[i] for i in rows], [continuations[i] for i in rows]
             )
-            sums.update(zip(rows, found, strict=True))
-        return [sums[i] for i in range(len(samples))]
+
+        questions = [repr(list(texts)) for texts in continuations]
+        return [sums for _, sums in self._each(samples, questions, ask)]
+
+    def _each(
+        self, samples: Sequence[Sample], questions: Sequence[str], ask: Callable[[list[int]], Any]
+    ) -> list[tuple[str, Any]]:
+        """Route and what `ask` finds, of each sample; `questions` tell apart what is asked."""
+        found: dict[int, tuple[str, Any]] = {}
+        known = {} if self._known is None else self._known
+        for route, rows in self._groups(samples):
+            keys = {i: _key(route, questions[i], samples[i]) for i in rows}
+            fresh = [i for i in rows if keys[i] not in known]
+            new = dict(zip(fresh, ask(fresh), strict=True)) if fresh else {}
+            found |= {i: (route, new[i] if i in new else known[keys[i]]) for i in rows}
+            if self._known is not None:
+                self._known |= {keys[i]: one for i, one in new.items()}
+        return [found[i] for i in range(len(samples))]
 
     def _groups(self, samples: Sequence[Sample]) -> Any:
         """(route, its rows), with that route's weights selected while the caller works."""
@@ -165,6 +213,11 @@ class RoutedAnswerer:
                 yield route, [i for i, r in enumerate(routes) if r == route]
         finally:
             self._weights.select(None)
+
+
+def _key(route: str, question: str, sample: Sample) -> str:
+    text = repr((question, content(sample)))
+    return f"{route} {hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 class _Seen(Exception):  # noqa: N818  (it carries a value, it is no error)

@@ -104,6 +104,8 @@ class Method:
     plugins: list[Any] = field(default_factory=list)
     """Avalanche plugins, or objects with some of their callbacks."""
     router: Router | None = None
+    routes_stay: bool = False
+    """Once its stage is over, a route's weights never change: its answers need no asking again."""
 
 
 class Strategy(Protocol):

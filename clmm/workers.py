@@ -128,18 +128,22 @@ def side_by_side(
             found[event["part"]] = event["found"]
             on_part(len(found))
 
-    def job(number: int) -> Callable[[Report, Turn], None]:
-        def every(report: Report, turn: Turn) -> None:
-            for part in range(number, len(parts), max(1, workers)):
-                report({"part": part, "found": work(parts[part])})
+    taken = multiprocessing.get_context("fork").Value("i", 0) if workers > 1 else None
 
-        return every
+    def next_ones(report: Report, turn: Turn) -> None:
+        assert taken is not None
+        while True:
+            with taken.get_lock():
+                part, taken.value = taken.value, taken.value + 1
+            if part >= len(parts):
+                return
+            report({"part": part, "found": work(parts[part])})
 
     if workers < 2 or len(parts) < 2:
         for number, part in enumerate(parts):
             keep("", {"part": number, "found": work(part)})
     else:
-        jobs = [Job(name=str(k), work=job(k)) for k in range(min(workers, len(parts)))]
+        jobs = [Job(name=str(k), work=next_ones) for k in range(min(workers, len(parts)))]
         for failure in run_jobs(jobs, workers=workers, on_event=keep):
             raise ValueError(failure.message)
     return [found[part] for part in range(len(parts))]

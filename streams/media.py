@@ -100,7 +100,7 @@ def thumbnail(image: Image, side: int = THUMBNAIL_SIDE) -> bytes:
     picture = Pillow.fromarray(open_image(image))
     picture.thumbnail((side, side), Pillow.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

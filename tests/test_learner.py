@@ -11,6 +11,7 @@ import tiny_streams
 import torch
 from peft import PeftModel
 
+from clmm.answering import Answerer
 from clmm.learner import Learner, RoutingAccuracy
 from clmm.loading import load
 from clmm.strategies.isolated_lora import IsolatedLora
@@ -147,6 +148,21 @@ def test_a_route_depends_on_its_sample_alone(isolated: Learner) -> None:
     scores = isolated.answering().log_likelihood(mixed, candidates)
     alone = [isolated.answering().log_likelihood([s], [("red", "yes")])[0] for s in mixed]
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(alone))
+
+
+def test_what_fixed_routes_answered_is_not_asked_again(
+    isolated: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = isolated.stream.tasks[0].test
+    first = isolated.answering().answer(samples, max_new_tokens=2)
+    sums = isolated.answering().log_likelihood(samples, [("red", "yes")] * len(samples))
+    for name in ("answer", "log_likelihood"):
+        monkeypatch.setattr(Answerer, name, None)  # whoever asks fails
+    assert isolated.answering().answer(samples, max_new_tokens=2) == first
+    again = isolated.answering().log_likelihood(samples, [("red", "yes")] * len(samples))
+    assert again == sums
+    with pytest.raises(TypeError):
+        isolated.answering().answer(samples, max_new_tokens=3)
 
 
 def test_routing_accuracy_and_the_oracle(isolated: Learner) -> None:

@@ -41,4 +41,5 @@ class IsolatedLora(LoraTuned):
             context.model, rank=self.rank, alpha=self.alpha, seed=context.seed, one_per_task=True
         )
         router = PrototypeRouter(context.model, context.batcher, lora, quantile=self.quantile)
-        return Method(weights=lora, router=router, plugins=self.parts(context))
+        parts = self.parts(context)
+        return Method(weights=lora, router=router, plugins=parts, routes_stay=True)
