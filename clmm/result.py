@@ -105,7 +105,7 @@ class Result:
         found = {
             name: _estimate([measure(run) for run in runs]) for name, measure in _MEASURES.items()
         }
-        return {n: e.within(0, 1) if "accuracy" in n else e for n, e in found.items()}
+        return {n: e.within(0 if "accuracy" in n else -1, 1) for n, e in found.items()}
 
     def _run(self, strategy: str, seed: int) -> list[_Stage]:
         stages = [self.folder.base(), *self._stages(strategy, seed)]

@@ -132,7 +132,9 @@ class Change:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         half = float(stdtrit(self.freedom, 0.5 + confidence / 2)) * self.error
-        return min(self.delta, self.centre - half), max(self.delta, self.centre + half)
+        most = 1.0 if math.isfinite(self.effective) else math.inf  # no rate changes by more
+        low, high = max(-most, self.centre - half), min(most, self.centre + half)
+        return min(self.delta, low), max(self.delta, high)
 
     def error_under(self, bound: float) -> float:
         """Standard error if the true change were `bound`: that needs as many items to differ.

@@ -231,3 +231,12 @@ def test_seeds_and_items_are_both_in_the_interval() -> None:
         _, low, high = statistics.over_seeds(values.mean(axis=1).tolist(), errors.tolist())
         covered += low <= 0 <= high
     assert covered / 400 >= 0.94
+
+
+def test_no_rate_changes_by_more_than_everything() -> None:
+    items = [str(i) for i in range(10)]
+    none, all_of_them = (np.array([[v] * 10, [1.0] * 10]) for v in (0.0, 1.0))
+    lost = statistics.paired(none, all_of_them, items)
+    low, high = lost.interval()
+    assert low == lost.delta == -1
+    assert -1 < high < 0
