@@ -44,6 +44,12 @@ class Problems:
     where: str
     found: list[str] = field(default_factory=list)
 
+    def place(self, file: Path) -> str:
+        """The file's path below the folder, where it is there."""
+        folder = Path(self.where)
+        below = file != folder and file.is_relative_to(folder)
+        return str(file.relative_to(folder)) if below else file.name
+
     def add(self, place: str, reason: str) -> None:
         self.found.append(f"{place}: {reason}")
 
@@ -83,7 +89,7 @@ def read_records(file: Path, folders: Sequence[Path], problems: Problems) -> lis
         first_place[record.id] = record.place
         records.append(record)
     if not records and not problems.found:
-        problems.add(file.name, "holds no record")
+        problems.add(problems.place(file), "holds no record")
     return records
 
 
@@ -125,15 +131,15 @@ def raw_records(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
     try:
         text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        problems.add(file.name, f"cannot be read as UTF-8 text: {error}")
+        problems.add(problems.place(file), f"cannot be read as UTF-8 text: {error}")
         return
     try:
         if file.suffix == ".jsonl":
-            yield from _from_lines(text, file.name, problems)
+            yield from _from_lines(text, problems.place(file), problems)
         else:
-            yield from _from_array(text, file.name)
+            yield from _from_array(text, problems.place(file))
     except (ValueError, RecursionError) as error:
-        problems.add(file.name, _json_fault(error, text, 1))
+        problems.add(problems.place(file), _json_fault(error, text, 1))
 
 
 def _from_lines(text: str, name: str, problems: Problems) -> Iterator[tuple[str, Any]]:
