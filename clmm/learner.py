@@ -27,6 +27,7 @@ from clmm.batching import Batcher
 from clmm.routing import Known, RoutedAnswerer
 from clmm.strategy import BASE, Context, Stages, Stateful, Strategy
 from clmm.training import TrainSettings, derived_seed
+from safety.answering import Answering
 from streams.sample import Sample
 from streams.stream import Stream
 
@@ -167,7 +168,7 @@ class Learner:
             "stored_bytes": self.stored_bytes,
         }
 
-    def answering(self, *, batch_size: int = 64) -> Answerer | RoutedAnswerer:
+    def answering(self, *, batch_size: int = 64) -> Answering:
         """Answers as any user would get them: through the learnt router where there is one."""
         return self._answering(None, batch_size)
 
@@ -298,9 +299,11 @@ class Learner:
         numbered = [(s, n) for n, task in enumerate(self.stream.tasks) for s in task.train]
         return dataset([s for s, _ in numbered], [n for _, n in numbered], self.batcher)
 
-    def _answering(self, oracle: str | None, batch_size: int) -> Answerer | RoutedAnswerer:
+    def _answering(self, oracle: str | None, batch_size: int) -> Any:
         autocast = torch.bfloat16 if self.settings.precision == "bf16" else None
         answerer = Answerer(self._model, self.batcher, batch_size=batch_size, autocast=autocast)
+        if self._method.answering is not None and oracle is None:
+            return self._method.answering(answerer)
         if self._method.router is None:
             return answerer
         return RoutedAnswerer(

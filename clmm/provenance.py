@@ -82,7 +82,7 @@ def device() -> dict[str, Any]:
 
 
 def hash_samples(samples: Iterable[Sample]) -> str:
-    """SHA-256 over ids, messages, references and pictures, in order."""
+    """SHA-256 over ids, messages, references, rejected answers and pictures, in order."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"\n{sample.id}\0{sample.scorer}".encode())
@@ -92,6 +92,10 @@ def hash_samples(samples: Iterable[Sample]) -> str:
                 digest.update(_bytes(part))
         for part in sample.reference:
             digest.update(b"\0" + _bytes(part))
+        for part in sample.rejected:
+            digest.update(b"\0rejected\0" + _bytes(part))
+        if sample.plain:
+            digest.update(b"\0plain")
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ training loop; imports no torch, so that settings are checked without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -106,6 +106,8 @@ class Method:
     router: Router | None = None
     routes_stay: bool = False
     """Once its stage is over, a route's weights never change: its answers need no asking again."""
+    answering: Callable[[Any], Any] | None = None
+    """Turns the plain `clmm.answering.Answerer` into what answers; in place of a router."""
 
 
 class Strategy(Protocol):

@@ -81,6 +81,11 @@ class Sample:
     `messages` ends with a user turn. `reference` is the assistant's turn that training teaches
     and scoring compares with. `scorer` names the rule in `streams.scoring`. `cluster` groups
     samples that are not independent (one image, one template family); statistics resample it.
+
+    `rejected` is an answer that was liked less than the reference; preference learning needs it.
+    A `plain` sample is text and media as they stand, without a chat template, as models are
+    pre-trained on: its one message is what is given, perhaps nothing, its reference what follows,
+    which may hold images too (an interleaved document).
     """
 
     id: str
@@ -90,10 +95,16 @@ class Sample:
     scorer: Scorer = "exact"
     cluster: str = ""
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    rejected: tuple[Part, ...] = ()
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role != "user":
             raise ValueError(f"sample {self.id}: its messages must end with a user turn")
+        if self.plain and len(self.messages) > 1:
+            raise ValueError(
+                f"sample {self.id}: plain text has no turns, but it has {len(self.messages)}"
+            )
 
     @property
     def question(self) -> str:

@@ -5,20 +5,26 @@ Knows no model. Loading a stream by name, path or list is `streams.loading`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from streams.sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One experience: what is trained on and what is tested on. Train and test are disjoint."""
+    """One experience: what is trained on and what is tested on. Train and test are disjoint.
+
+    `objective` says how its samples are learnt: the name of a file in `clmm/objectives`, or a
+    mapping of that name and its settings.
+    """
 
     name: str
     train: Sequence[Sample]
     test: Sequence[Sample]
     description: str = ""
+    objective: str | Mapping[str, Any] = "sft"
 
 
 @dataclass(frozen=True, kw_only=True)
