@@ -7,7 +7,8 @@ router wraps this. With several processes each answers its share and all get eve
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from clmm.batching import IGNORED, Batch, Batcher, SampleError, to_model
 from clmm.components import evaluating, merged
+from clmm.objective import Drawn
 from streams.sample import Answer, Sample, Text
 
 T = TypeVar("T")
@@ -62,6 +64,28 @@ class Answerer:
             Answer(sample_id=sample.id, parts=(Text(text=text),), route=self.route)
             for sample, text in zip(samples, texts, strict=True)
         ]
+
+    def draw(
+        self, samples: Sequence[Sample], *, count: int, temperature: float, max_new_tokens: int
+    ) -> list[list[Drawn]]:
+        """`count` sampled answers a sample, from the global generator, in one batch.
+
+        For training: every process draws for its own samples.
+        """
+        settings = self._greedy(max_new_tokens)
+        settings.do_sample, settings.temperature, settings.top_k = True, temperature, 0
+        settings.num_return_sequences = count
+        with self._asking():
+            batch = self._to_model(self.batcher.prompts(samples))
+            written = self.model.generate(**batch, generation_config=settings)
+        written = written[:, batch["input_ids"].shape[1] :]
+        stop, ids = set(settings.eos_token_id), []
+        for row in written.tolist():
+            end = next((i + 1 for i, token in enumerate(row) if token in stop), len(row))
+            ids.append(tuple(row[:end]))
+        texts = self._decode(written, settings.eos_token_id)
+        drawn = [Drawn(ids=i, text=text) for i, text in zip(ids, texts, strict=True)]
+        return [drawn[i : i + count] for i in range(0, len(drawn), count)]
 
     def log_likelihood(
         self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
@@ -126,7 +150,11 @@ class Answerer:
         mask = batch["attention_mask"]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         seen = self.model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
-        ids = [self.batcher.answer_ids(text) for texts in continuations for text in texts]
+        ids = [
+            self.batcher.answer_ids(text, sample.plain)
+            for sample, texts in zip(samples, continuations, strict=True)
+            for text in texts
+        ]
         labels = torch.full((len(ids), max(map(len, ids))), IGNORED)
         for row, tokens in enumerate(ids):
             labels[row, : len(tokens)] = torch.tensor(tokens)
@@ -206,11 +234,7 @@ class Answerer:
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         mine = order[rank::world]
         done: dict[int, T] = {}
-        device = next(self.model.parameters()).device.type
-        autocast = torch.autocast(device, self._autocast, enabled=self._autocast is not None)
-        # Under autocast LoRA layers need not widen inputs that are narrowed again at once.
-        narrow = disable_input_dtype_casting(self.model, active=self._autocast is not None)
-        with evaluating(self.model), merged(self.model), torch.inference_mode(), autocast, narrow:
+        with self._asking():
             while len(done) < len(mine):
                 size = max(1, int(self.batch_size / max(1, each)))
                 rows = mine[len(done) : len(done) + size]
@@ -222,6 +246,15 @@ class Answerer:
             torch.distributed.all_gather_object(shares, done)
             done = {row: result for share in shares for row, result in share.items()}
         return [done[row] for row in range(len(lengths))]
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        device = next(self.model.parameters()).device.type
+        autocast = torch.autocast(device, self._autocast, enabled=self._autocast is not None)
+        # Under autocast LoRA layers need not widen inputs that are narrowed again at once.
+        narrow = disable_input_dtype_casting(self.model, active=self._autocast is not None)
+        with evaluating(self.model), merged(self.model), torch.inference_mode(), autocast, narrow:
+            yield
 
     def _unless_full(
         self, work: Callable[[Sequence[int]], list[T]], rows: Sequence[int]

@@ -15,17 +15,17 @@ import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from safetensors import torch as tensors
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from clmm.encoded import Prompt, pack, unpack
 from clmm.turns import Turns
 from streams.media import open_image
 from streams.sample import Image, Sample, Text
@@ -42,20 +42,6 @@ CACHE_BYTES = 256 * 2**20
 
 class SampleError(ValueError):
     """A sample that cannot become tensors; the message names it and where it came from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """One sample's prompt: token ids [L], further values per token [L], and its media tensors."""
-
-    ids: np.ndarray
-    per_token: dict[str, np.ndarray]
-    media: dict[str, Tensor]
-
-    @property
-    def size_bytes(self) -> int:
-        tokens = self.ids.nbytes * (1 + len(self.per_token))
-        return tokens + sum(tensor.nbytes for tensor in self.media.values())
 
 
 class Batcher:
@@ -87,17 +73,36 @@ class Batcher:
         self._cache_bytes, self._cache_limit = 0, cache_bytes
         self._answer_ids = lru_cache(maxsize=2**16)(self.turns.answer_ids)
 
-    def training(self, samples: Sequence[Sample]) -> Batch:
+    def training(
+        self, samples: Sequence[Sample], answers: Sequence[Sequence[int]] | None = None
+    ) -> Batch:
         """Right-padded rows of prompt, reference and end token; only the last two have labels.
+
+        `answers` are token ids to put in the references' place, such as sampled ones. Of an
+        interleaved document all text after its message has labels, no image has.
 
         Raises SampleError when a row has no label or `max_length` leaves no room for the answer.
         """
-        references = [self._reference(sample) for sample in samples]
-        return self._joined(samples, references, cut=True)
+        if answers is not None:
+            return self._joined(samples, self.encode(samples), answers, cut=False)
+        whole = [self._whole(sample) for sample in samples]
+        targets = [
+            (self.turns.end_id,) if document else self._reference_ids(sample)
+            for sample, document in zip(samples, whole, strict=True)
+        ]
+        prompts = self.encode([w or sample for sample, w in zip(samples, whole, strict=True)])
+        heads = [
+            len(self.encode([sample])[0].ids) if document else None
+            for sample, document in zip(samples, whole, strict=True)
+        ]
+        return self._joined(samples, prompts, targets, heads, cut=True)
 
     def continuations(self, samples: Sequence[Sample], texts: Sequence[str]) -> Batch:
         """As `training`, with `texts[i]` in place of the reference of `samples[i]`; never cut."""
-        return self._joined(samples, texts, cut=False)
+        for sample, text in zip(samples, texts, strict=True):
+            self._require_plain(sample, text)
+        targets = [self.answer_ids(t, s.plain) for s, t in zip(samples, texts, strict=True)]
+        return self._joined(samples, self.encode(samples), targets, cut=False)
 
     def prompts(self, samples: Sequence[Sample]) -> Batch:
         """Left-padded prompts, ready for `generate`."""
@@ -142,9 +147,9 @@ class Batcher:
         room = (self._cache_limit - self._cache_bytes) // largest.size_bytes
         keys = list(fresh)[:room]
         chunks = [keys[i : i + FRESH_AT_ONCE] for i in range(0, len(keys), FRESH_AT_ONCE)]
-        packed = spread(lambda chunk: _pack(self.encode([fresh[key] for key in chunk])), chunks)
+        packed = spread(lambda chunk: pack(self.encode([fresh[key] for key in chunk])), chunks)
         for chunk, data in zip(chunks, packed, strict=True):
-            unpacked = zip(chunk, _unpack(data), strict=True)
+            unpacked = zip(chunk, unpack(data), strict=True)
             self._keep({key: prompt for key, prompt in unpacked if key not in self._cache})
 
     def _keep(self, prompts: Mapping[Hashable, Prompt]) -> None:
@@ -154,9 +159,9 @@ class Batcher:
         while self._cache_bytes > self._cache_limit:
             self._cache_bytes -= self._cache.popitem(last=False)[1].size_bytes
 
-    def answer_ids(self, text: str) -> tuple[int, ...]:
-        """The tokens of an answer as they follow a prompt, end token included."""
-        return self._answer_ids(text)
+    def answer_ids(self, text: str, plain: bool = False) -> tuple[int, ...]:
+        """The tokens of an answer as they follow a (plain) prompt, end token included."""
+        return self._answer_ids(text, plain)
 
     def _encode(self, sample: Sample) -> Prompt:
         for message in sample.messages:
@@ -176,7 +181,7 @@ class Batcher:
             )
         except (ValueError, IndexError, TypeError) as error:
             raise SampleError(f"{_name(sample)}: the processor refused it: {error}") from error
-        ids = raw["input_ids"][0].numpy()
+        ids = raw["input_ids"][0].long().numpy()
         per_token = {key: raw[key][0].numpy() for key in TOKEN_KEYS if key in raw}
         rest = {"input_ids", "attention_mask", *TOKEN_KEYS}
         media = {key: value for key, value in raw.items() if key not in rest}
@@ -228,19 +233,40 @@ class Batcher:
                 prompts[i] = Prompt(ids=prompts[i].ids, per_token=prompts[i].per_token, media=media)
         return prompts
 
-    def _reference(self, sample: Sample) -> str:
-        if not all(isinstance(part, Text) for part in sample.reference):
+    def _whole(self, sample: Sample) -> Sample | None:
+        """An interleaved document as one message; None for what has text alone to answer."""
+        if not any(isinstance(part, Image) for part in sample.reference):
+            return None
+        if not sample.plain:
             _refuse(sample, "its reference holds media, but this model answers in text only")
         if not sample.reference_text.strip():
-            _refuse(sample, "it has no answer, so no token to learn from")
-        return sample.reference_text
+            _refuse(sample, "it has no text behind its message, so no token to learn from")
+        message = sample.messages[0]
+        return replace(
+            sample, messages=(replace(message, parts=(*message.parts, *sample.reference)),)
+        )
 
-    def _joined(self, samples: Sequence[Sample], texts: Sequence[str], *, cut: bool) -> Batch:
-        encoded = self.encode(samples)
+    def _reference_ids(self, sample: Sample) -> tuple[int, ...]:
+        text = sample.reference_text
+        if not text.strip():
+            _refuse(sample, "it has no answer, so no token to learn from")
+        self._require_plain(sample, text)
+        return self.answer_ids(text, sample.plain)
+
+    def _joined(
+        self,
+        samples: Sequence[Sample],
+        prompts: Sequence[Prompt],
+        targets: Sequence[Sequence[int]],
+        heads: Sequence[int | None] | None = None,
+        *,
+        cut: bool,
+    ) -> Batch:
+        """Rows of prompt and target; labels from each head's length on, else from the prompt's."""
         rows, starts = [], []
-        for sample, prompt, text in zip(samples, encoded, texts, strict=True):
-            self._require_plain(sample, text)
-            row = np.concatenate([prompt.ids, self._answer_ids(text)])
+        for i, (sample, prompt, ids) in enumerate(zip(samples, prompts, targets, strict=True)):
+            row = np.concatenate([prompt.ids, ids])
+            head = heads[i] if heads else None
             if self.max_length is not None and len(row) > self.max_length:
                 if not cut or len(prompt.ids) >= self.max_length:
                     _refuse(
@@ -255,11 +281,13 @@ class Batcher:
                 )
                 row = row[: self.max_length]
             rows.append(row)
-            starts.append(len(prompt.ids))
-        batch = self._collate(encoded, rows, left=False)
+            starts.append(len(prompt.ids) if head is None else head)
+        batch = self._collate(prompts, rows, left=False)
         width = batch["input_ids"].shape[1]
         place = torch.arange(width)
         learnt = (place >= torch.tensor(starts)[:, None]) & batch["attention_mask"].bool()
+        if heads and (image := getattr(self.processor, "image_token_id", None)) is not None:
+            learnt &= batch["input_ids"] != image
         batch["labels"] = batch["input_ids"].masked_fill(~learnt, IGNORED)
         return batch
 
@@ -308,39 +336,16 @@ def _join(tensors: list[Tensor]) -> Tensor:
     return joined
 
 
-def _pack(prompts: Sequence[Prompt]) -> bytes:
-    """Prompts as safetensors, which pass between processes without a file or a handle each."""
-    flat: dict[str, Tensor] = {}
-    for row, prompt in enumerate(prompts):
-        arrays = {"ids": prompt.ids, **{f"token/{k}": v for k, v in prompt.per_token.items()}}
-        flat |= {f"{row}/{name}": torch.from_numpy(array) for name, array in arrays.items()}
-        flat |= {f"{row}/media/{k}": tensor.contiguous() for k, tensor in prompt.media.items()}
-    return tensors.save(flat)
-
-
-def _unpack(packed: bytes) -> list[Prompt]:
-    found: dict[int, Prompt] = {}
-    for name, tensor in tensors.load(packed).items():
-        row, kind, *key = name.split("/")
-        prompt = found.setdefault(int(row), Prompt(ids=np.empty(0), per_token={}, media={}))
-        if kind == "ids":
-            found[int(row)] = replace(prompt, ids=tensor.numpy())
-        elif kind == "token":
-            prompt.per_token[key[0]] = tensor.numpy()
-        else:
-            prompt.media[key[0]] = tensor
-    return [found[row] for row in range(len(found))]
-
-
 def content(sample: Sample) -> Hashable:
     """Equal for prompts of equal content, whatever the ids: probes rebuild their samples."""
-    return tuple(
+    turns = tuple(
         (
             message.role,
             tuple(p.text if isinstance(p, Text) else _digest(p) for p in message.parts),
         )
         for message in sample.messages
     )
+    return ("plain", *turns) if sample.plain else turns
 
 
 def _digest(image: Image) -> Hashable:

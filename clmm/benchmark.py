@@ -30,13 +30,27 @@ class Examples:
 
     Stock plugins slice, move, copy and concatenate mini-batches. A multimodal batch cannot be cut
     along its first axis (its rows are ragged, its patches joined), so those operations act on the
-    samples, and tensors [B, L] are made once for whatever results.
+    samples, and tensors [B, L] are made once for whatever results. `answers` are token ids in the
+    references' place and `rewards` what they are worth; both only in rows that an objective made.
     """
 
-    def __init__(self, samples: Sequence[Sample], batcher: Batcher, device: Any = "cpu") -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        batcher: Batcher,
+        device: Any = "cpu",
+        *,
+        answers: Sequence[Sequence[int]] | None = None,
+        rewards: Sequence[float] = (),
+    ) -> None:
         self.samples = tuple(samples)
         self.batcher = batcher
         self.device = torch.device(device)
+        self.answers, self.rewards = answers, rewards
+
+    def like(self, samples: Sequence[Sample], **more: Any) -> Examples:
+        """Other samples on the same device."""
+        return Examples(samples, self.batcher, self.device, **more)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -61,7 +75,7 @@ class Examples:
 
     @cached_property
     def _batch(self) -> dict[str, Tensor]:
-        return self.batcher.training(self.samples)
+        return self.batcher.training(self.samples, self.answers)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -139,6 +153,10 @@ class Mixture:
     holds ⌊(k+1)·share·B⌋ − ⌊k·share·B⌋ samples of an extra, so its share is exact over the stage;
     the stage's own data fill the rest. The last batches may be of `closing` data alone. Process
     `rank` of `world` sees every world-th sample.
+
+    `online`: one exact pass. A batch holds `batch_size` samples of the stage's own, the last one
+    those that are left; extras come on top, so that they have their shares of what results, and
+    closing batches follow.
     """
 
     own: AvalancheDataset[Any]
@@ -149,6 +167,7 @@ class Mixture:
     closing: tuple[AvalancheDataset[Any], int] | None = None
     rank: int = 0
     world: int = 1
+    online: bool = False
 
     def mixed_with(self, extra: AvalancheDataset[Any], share: float) -> Mixture:
         """The same with `share` of each batch from `extra`; unchanged if either is empty."""
@@ -164,6 +183,8 @@ class Mixture:
         if not len(closing) or not share:
             return self
         count = max(1, round(share * self.steps))
+        if self.online:
+            return replace(self, closing=(closing, count), steps=self.steps + count)
         if count >= self.steps:
             raise ValueError(
                 f"{share} of {self.steps} updates, at the end of the stage, leave none for the "
@@ -176,8 +197,12 @@ class Mixture:
 
     def __iter__(self) -> Iterator[list[Any]]:
         own = _endless(self.own, self.seed, 0)
+        fresh = 1 - sum(share for _, share in self.extras)
+        if self.online and fresh <= 0:
+            raise ValueError("online: what is mixed in leaves no room for new samples; take less")
+        whole = self.batch_size / fresh if self.online else self.batch_size
         extras = [
-            (_endless(data, self.seed, number), share * self.batch_size)
+            (_endless(data, self.seed, number), share * whole)
             for number, (data, share) in enumerate(self.extras, start=1)
         ]
         closing, last = self.closing or (self.own, 0)
@@ -189,7 +214,9 @@ class Mixture:
                 continue
             # Without the small term, 10 × 0.1 could fall short of 1.
             counts = [int((step + 1) * n + 1e-9) - int(step * n + 1e-9) for _, n in extras]
-            rows = [next(own) for _ in range(self.batch_size - sum(counts))]
+            left = len(self.own) - step * self.batch_size
+            new = min(self.batch_size, left) if self.online else self.batch_size - sum(counts)
+            rows = [next(own) for _ in range(new)]
             for (source, _), count in zip(extras, counts, strict=True):
                 rows += [next(source) for _ in range(count)]
             yield self.own.collate_fn(rows[self.rank :: self.world])

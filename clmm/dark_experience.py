@@ -43,6 +43,8 @@ class DarkExperience:
     cut into as many parts as the batch has micro-batches.
     """
 
+    supervised_only = True
+
     def __init__(
         self, *, size: int, share: float, alpha: float, beta: float, dtype: torch.dtype, seed: int
     ) -> None:

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from clmm.components import evaluating
-from clmm.gradients import Named, copies
+from clmm.gradients import Named, copies, logits_with
 
 
 def divergence(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
@@ -31,6 +29,7 @@ class Distillation:
     """An Avalanche plugin: strength · `divergence` from the weights that the stage began with."""
 
     supports_distributed = True
+    supervised_only = True
 
     def __init__(self, *, strength: float, temperature: float, from_base: bool) -> None:
         self._strength, self._temperature, self._from_base = strength, temperature, from_base
@@ -49,18 +48,11 @@ class Distillation:
     def after_forward(self, strategy: Any, **_: Any) -> None:
         if not self._old:
             return
-        loss = divergence(
-            strategy.mb_output, self._teacher(strategy), temperature=self._temperature
-        )
+        teacher = logits_with(self._old, strategy.model, strategy.mb_x)
+        loss = divergence(strategy.mb_output, teacher, temperature=self._temperature)
         # As the trainer weighs its own loss: micro-batches add up, processes average.
         share = strategy.mb_x.tokens / self._tokens * strategy.world
         strategy.loss = strategy.loss + self._strength * share * loss
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         self._old = {}
-
-    @torch.no_grad()
-    def _teacher(self, strategy: Any) -> Tensor:
-        with evaluating(strategy.model):
-            logits: Tensor = functional_call(strategy.model, self._old, (strategy.mb_x,))
-        return logits

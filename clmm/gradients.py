@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from clmm.components import evaluating
 from clmm.memory import Memory
 from clmm.training import derived_seed
 
@@ -35,6 +37,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def copies(model: nn.Module) -> Named:
     """What the trained parameters are now."""
     return {name: weight.detach().clone() for name, weight in trainable(model).items()}
+
+
+@torch.no_grad()
+def logits_with(weights: Named, model: nn.Module, examples: Examples) -> Tensor:
+    """What the trainer's `model` would say with these `weights`, in evaluation mode."""
+    with evaluating(model):
+        logits: Tensor = functional_call(model, weights, (examples,))
+    return logits
 
 
 def zeros(like: Mapping[str, Tensor]) -> Named:

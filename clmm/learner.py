@@ -21,9 +21,10 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from clmm import avalanche_plugins, components
+from clmm import avalanche_plugins, components, objective
 from clmm.answering import Answerer
 from clmm.batching import Batcher
+from clmm.objectives.sft import Sft
 from clmm.routing import Known, RoutedAnswerer
 from clmm.strategy import BASE, Context, Stages, Stateful, Strategy
 from clmm.training import TrainSettings, derived_seed
@@ -87,6 +88,10 @@ class Learner:
         self._alignment = tuple(alignment)
         self._trainer: Trainer | None = None
         self._known: Known = {}
+        self._objectives = [
+            objective.of(task.objective, where=f"task {task.name}: objective")
+            for task in stream.tasks
+        ]
         self._build()
 
     def _build(self) -> None:
@@ -103,6 +108,15 @@ class Learner:
             avalanche_plugins.build(spec, self.settings, where=f"plugins[{number}]")
             for number, spec in enumerate(getattr(self.strategy, "plugins", ()))
         ]
+
+        other = [one for one in self._objectives if not isinstance(one, Sft)]
+        for plugin in [*self._method.plugins, *self._stock]:
+            if other and getattr(plugin, "supervised_only", plugin in self._stock):
+                raise ValueError(
+                    f"{type(plugin).__name__} works on the predictions of references, so it cannot "
+                    f"act on a task that is learnt by {type(other[0]).__name__.lower()}; take "
+                    "replay, or another strategy"
+                )
 
     @property
     def resumable(self) -> bool:
@@ -151,18 +165,17 @@ class Learner:
         names = self.stages[stage - 1]
         self._method.weights.begin(names[0])
         trainer, experience = self._prepare(stage)
-        trainer.report = report or (lambda event: None)
+        trainer.report, trainer.samples, trainer.steps = report or (lambda event: None), 0, 0
         set_seed(derived_seed(self.seed, stage, "training"))
         trainer.train(experience, eval_streams=[])
         for task in self._tasks(stage):
             if self._method.router is not None:
                 self._method.router.learn(task.name, task.train)
         self.done = stage
-        steps = self.updates(stage)
         return {
             "seconds": time.perf_counter() - start,
-            "steps": steps,
-            "samples": steps * self.settings.batch_size,
+            "steps": trainer.steps,
+            "samples": trainer.samples,
             "peak_memory_bytes": _peak_memory_bytes(),
             "trainable_parameters": self.trainable_parameters,
             "stored_bytes": self.stored_bytes,
@@ -284,6 +297,7 @@ class Learner:
                 settings=self.settings,
                 seed=self.seed,
                 plugins=[*self._method.plugins, *self._stock],
+                objectives=self._objectives,
                 find_unused_parameters=not all(
                     s.images for t in self.stream.tasks for s in t.train
                 ),

@@ -6,9 +6,10 @@ it. Per micro-batch: before_forward, after_forward (add what depends on the batc
 `strategy.loss`). Per update: before_backward (add what depends on the weights alone; it comes
 with the last micro-batch), after_backward (the gradient is whole), before_update, after_update.
 
-The loss is the mean over all supervised tokens of the batch, over all micro-batches and
-processes, so neither their number nor the answers' lengths change the gradient. Import it only
-where training begins: it pulls in Avalanche.
+Each sample is learnt by its own task's objective (`clmm.objective`). A batch's loss is the mean
+over its samples' objectives, weighted by their samples, of each one's mean: over supervised tokens,
+or over answers, of all micro-batches and processes, so neither their number nor the answers'
+lengths change the gradient. Import it only where training begins: it pulls in Avalanche.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -29,8 +31,11 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 
 from clmm import components
+from clmm.actor import TrainedActor
 from clmm.batching import to_model
 from clmm.benchmark import Examples, Mixture
+from clmm.objective import Objective
+from clmm.objectives.sft import Sft
 from clmm.training import TrainingDiverged, TrainSettings, derived_seed
 
 REPLICATED = (
@@ -100,7 +105,8 @@ class _NoMetrics:
 class Trainer(SupervisedTemplate):
     """Trains `model` on one experience after another; plugins as in Avalanche.
 
-    `report` is called after every update with stage, step, steps, loss and seconds. Raises
+    `objectives[n]` is that of samples with task label n; without one they are learnt by `sft`.
+    `steps` and `samples` count what has been trained. `report` is called after every update with stage, step, steps, loss and seconds. Raises
     TrainingDiverged, before the update, when loss or gradient is not finite.
     """
 
@@ -111,6 +117,7 @@ class Trainer(SupervisedTemplate):
         settings: TrainSettings,
         seed: int,
         plugins: Sequence[Any] = (),
+        objectives: Sequence[Objective] = (),
         find_unused_parameters: bool = False,
     ) -> None:
         device = next(model.parameters()).device
@@ -134,12 +141,19 @@ class Trainer(SupervisedTemplate):
                 f"{self.world} processes; take a multiple"
             )
         self.settings, self.seed = settings, seed
+        # Equal objectives are one, so that their samples share a forward pass.
+        self._objectives: list[Objective] = [Sft()]
+        for objective in objectives:
+            if objective not in self._objectives:
+                self._objectives.append(objective)
+        self._objective_of = [self._objectives.index(one) for one in objectives]
+        self._actor: TrainedActor | None = None
+        self.samples = self.steps = 0
         self.report: Callable[[dict[str, Any]], None] = lambda event: None
         share = settings.batch_size // self.world
+        self._autocast = torch.bfloat16 if settings.precision == "bf16" else None
         super().__init__(
-            model=TokenLogits(
-                model, autocast=torch.bfloat16 if settings.precision == "bf16" else None
-            ),
+            model=TokenLogits(model, autocast=self._autocast),
             optimizer=None,  # made afresh for every experience
             criterion=cross_entropy,
             train_mb_size=min(settings.micro_batch_size or share, share),
@@ -157,6 +171,12 @@ class Trainer(SupervisedTemplate):
     def make_train_dataloader(self, **_: Any) -> None:
         data = self.adapted_dataset
         tasks = len(data.targets_task_labels.uniques)
+        left = len(data) % self.settings.batch_size
+        if self.settings.online and 0 < left < self.world:
+            raise RuntimeError(
+                f"train.online: the last batch of stage {self.stage} has {left} samples, fewer "
+                f"than the {self.world} processes; take another batch_size"
+            )
         self.dataloader = Mixture(
             own=data,
             batch_size=self.settings.batch_size,
@@ -164,6 +184,7 @@ class Trainer(SupervisedTemplate):
             seed=derived_seed(self.seed, self.stage, "order"),
             rank=self.accelerator.process_index,
             world=self.world,
+            online=self.settings.online,
         )
 
     def check_model_and_optimizer(self, **_: Any) -> None:
@@ -189,8 +210,11 @@ class Trainer(SupervisedTemplate):
         # A fresh one holds no earlier stage's replica or optimiser.
         self.accelerator = self._accelerator()
         self.replica, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        if len(self._objectives) > 1:
+            self._actor = TrainedActor(self.model, autocast=self._autocast)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        self._actor = None
         super()._after_training_exp(**kwargs)
         self.optimizer.zero_grad()
         self.replica, self.optimizer = self.model, None
@@ -210,6 +234,8 @@ class Trainer(SupervisedTemplate):
             if self._stop_training:
                 break
             self._unpack_minibatch()
+            self.samples += len(self.mb_x) * self.world
+            self.steps += 1
             self._before_training_iteration(**kwargs)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate_at(step, steps)
@@ -233,19 +259,26 @@ class Trainer(SupervisedTemplate):
 
     def _backpropagate(self, **kwargs: Any) -> float:
         """The whole batch's gradient; returns its loss, of all processes, penalties left out."""
-        parts = self.mb_x.split(self.train_mb_size)
-        labels = self.mb_task_id.split(self.train_mb_size)
-        tokens = self._over_processes(sum(part.tokens for part in parts))
+        parts = [part for group in self._by_objective() for part in self._micro_batches(*group)]
+        counts = torch.zeros(len(self._objectives), 2, dtype=torch.float64)
+        for number, part, _ in parts:
+            size = self._objectives[number].size(part)
+            counts[number] += torch.tensor([size, len(part)], dtype=torch.float64)
+        sizes, samples = self._over_processes(counts).T.tolist()
         total = torch.zeros((), device=self.device)
-        for part, task_labels in zip(parts, labels, strict=True):
-            last = part is parts[-1]
-            self.mbatch = [part, part, task_labels]
+        for number, part, task_labels in parts:
+            last, objective = part is parts[-1][1], self._objectives[number]
+            share = objective.size(part) / sizes[number]
+            if len(self._objectives) > 1:
+                share *= samples[number] / sum(samples)
+            rows = objective.rows(part, self._actor)  # type: ignore[arg-type]
+            self.mbatch = [rows, rows, task_labels.repeat_interleave(len(rows) // len(part))]
             with nullcontext() if last else self.accelerator.no_sync(self.replica):
                 self.loss = self._make_empty_loss()
                 self._before_forward(**kwargs)
                 self.mb_output = self.forward()
                 self._after_forward(**kwargs)
-                own = self.criterion() * (part.tokens / tokens)
+                own = objective.loss(self.mb_output, rows, self._actor) * share  # type: ignore[arg-type]
                 total += own.detach()
                 # Processes average their gradients; the batch's gradient is their sum.
                 self.loss = self.loss + own * self.world
@@ -253,6 +286,24 @@ class Trainer(SupervisedTemplate):
                     self._before_backward(**kwargs)
                 self.backward()
         return float(self._over_processes(total))
+
+    def _by_objective(self) -> list[tuple[int, Examples, Tensor]]:
+        """The batch in parts of one objective each: its number, samples, task labels."""
+        labels = self.mb_task_id
+        known = self._objective_of
+        numbers = [known[n] if known and n >= 0 else 0 for n in labels.tolist()]
+        if len(set(numbers)) == 1:
+            return [(numbers[0], self.mb_x, labels)]
+        found = []
+        for number in sorted(set(numbers)):
+            rows = [i for i, n in enumerate(numbers) if n == number]
+            chosen = self.mb_x.like([self.mb_x.samples[i] for i in rows])
+            found.append((number, chosen, labels[rows]))
+        return found
+
+    def _micro_batches(self, number: int, examples: Examples, labels: Tensor) -> Any:
+        size = self.train_mb_size
+        return zip(repeat(number), examples.split(size), labels.split(size), strict=False)
 
     def forward(self) -> Tensor:
         logits: Tensor = self.replica(self.mb_x)
@@ -264,10 +315,11 @@ class Trainer(SupervisedTemplate):
     def optimizer_step(self) -> None:
         self.optimizer.step()
 
-    def _over_processes(self, value: Any) -> Any:
+    def _over_processes(self, value: Tensor) -> Tensor:
         if self.world == 1:
             return value
-        return self.accelerator.reduce(torch.as_tensor(value, device=self.device), "sum").item()
+        summed: Tensor = self.accelerator.reduce(value.to(self.device), "sum")
+        return summed
 
     def _check_distributed_training_compatibility(self) -> bool:
         """Avalanche only warns; a penalty or projection of a share of the batch would be wrong."""

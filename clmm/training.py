@@ -21,13 +21,17 @@ class TrainSettings:
     learning_rate: float = 2e-4
     """Highest rate of AdamW, cosine to zero over each stage. A strategy may have its own."""
     batch_size: int = 16
-    """Samples an update, over all processes and micro-batches; every batch is full."""
+    """Samples an update, over all processes and micro-batches."""
     micro_batch_size: int | None = None
     """Samples in one forward pass of one process; gradients are accumulated. None: all at once."""
     epochs: float | None = None
     """Passes over a stage's samples, rounded up to whole updates; 1 when neither is given."""
     steps: int | None = None
     """Updates a task instead of epochs; a stage of several tasks takes that many for each."""
+    online: bool = False
+    """One exact pass: batches of `batch_size` new samples, the last one short; what a strategy
+    mixes in comes on top. Otherwise batches are full, and what is mixed in takes the place of new
+    samples."""
     warmup_share: float = 0.03
     """Share of a stage's updates in which the learning rate rises linearly."""
     weight_decay: float = 0.0
@@ -44,6 +48,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             _refuse("steps", self.steps, f"epochs is {self.epochs} already; give one of the two")
+        if self.online and (self.epochs is not None or self.steps is not None):
+            _refuse("online", True, "is one pass by itself; leave out epochs and steps")
         for name in ("learning_rate", "batch_size", "micro_batch_size", "epochs", "steps",
                      "clip_norm", "max_length"):  # fmt: skip
             value = getattr(self, name)

@@ -82,7 +82,14 @@ class Turns:
         )
 
     def render(self, sample: Sample) -> str:
-        """The prompt's text: all turns and the opening of the assistant's next one."""
+        """The prompt's text: all turns and the opening of the assistant's next one.
+
+        Of a plain sample its words and image tokens, one after another.
+        """
+        if sample.plain:
+            image: str = getattr(self.processor, "image_token", "")
+            parts = sample.messages[0].parts
+            return "".join(image if isinstance(part, Image) else part.text for part in parts)
         turns = [
             {
                 "role": message.role,
@@ -102,13 +109,15 @@ class Turns:
         start = self.processor.tokenizer.bos_token
         return not (start and rendered.startswith(start))
 
-    def answer_ids(self, text: str) -> tuple[int, ...]:
+    def answer_ids(self, text: str, plain: bool = False) -> tuple[int, ...]:
         """Tokens of `text` after the opening, then the end token.
 
         Tokenised behind the opening, so that word-start marks are as they would be in one text;
-        alone where the tokenizer would merge across the boundary.
+        alone where the tokenizer would merge across the boundary, or nothing opens (`plain`).
         """
         tokenizer = self.processor.tokenizer
+        if plain:
+            return (*tokenizer.encode(text, add_special_tokens=False), self.end_id)
         head = tokenizer.encode(self.opening, add_special_tokens=False)
         whole = tokenizer.encode(self.opening + self.glue + text, add_special_tokens=False)
         if whole[: len(head)] != head:
