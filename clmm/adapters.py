@@ -8,7 +8,7 @@ that differ from the base. Sharded parameters are not supported.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,9 @@ class Full:
     Raises ValueError for weights in half precision: AdamW's small updates would be rounded away.
     """
 
+    as_trained = True
+    trains = ("full",)
+
     def __init__(self, model: nn.Module) -> None:
         owners = components.component_of(model)
         found = set(owners.values())
@@ -103,6 +106,9 @@ class Full:
         if changed:
             raise ValueError(f"{folder / WEIGHTS_FILE}: this model has no {next(iter(changed))}")
 
+    def take(self, folder: Path) -> None:
+        self.load(folder)
+
     @torch.no_grad()
     def restore(self) -> None:
         for name, weight in self._trained.items():
@@ -117,6 +123,10 @@ class Lora:
     for all stages, or one a task; its initial A derives from the seed and the adapter's number.
     `targets` are full names of other linear layers to adapt instead.
     """
+
+    as_trained = True
+    trains_plainly = True
+    """Of a class and not of its heirs: what a stage trains is one adapter, on `targets`."""
 
     def __init__(
         self,
@@ -143,6 +153,12 @@ class Lora:
         self.trainable_parameters = sum(rank * sum(layer.weight.shape) for layer in layers)
         self._peft: Any = None
         self._latest: str | None = None
+
+    @property
+    def trains(self) -> Hashable | None:
+        if not vars(type(self)).get("trains_plainly"):
+            return None
+        return ("lora", *self._settings.values(), *self._targets)
 
     @property
     def adapters(self) -> list[str]:
@@ -187,11 +203,19 @@ class Lora:
         self.restore()
         for name in sorted(place.name for place in (folder / "adapters").glob("*")):
             self._add(name)
-            state = load_file(folder / "adapters" / name / ADAPTER_FILE)
-            result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
-            if result.unexpected_keys:
-                raise ValueError(f"{folder}: this model has no {result.unexpected_keys[0]}")
+            self._fill(name, folder / "adapters" / name)
             self._latest = name
+
+    def take(self, folder: Path) -> None:
+        (place,) = (folder / "adapters").iterdir()
+        assert self._latest is not None
+        self._fill(self._latest, place)
+
+    def _fill(self, name: str, place: Path) -> None:
+        state = load_file(place / ADAPTER_FILE)
+        result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
+        if result.unexpected_keys:
+            raise ValueError(f"{place}: this model has no {result.unexpected_keys[0]}")
 
     def restore(self) -> None:
         if self._peft is not None:

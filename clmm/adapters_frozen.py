@@ -7,6 +7,7 @@ in any precision. Knows peft's layers; nothing of data or losses. Each adapter i
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 class StageAdapters(Lora):
     """A fresh adapter for each stage, whatever its task is called."""
 
+    trains_plainly = True
+
     def __init__(self, model: Any, *, rank: int, alpha: int, seed: int) -> None:
         super().__init__(model, rank=rank, alpha=alpha, seed=seed, one_per_task=True)
 
@@ -44,6 +47,8 @@ class Stacked(StageAdapters):
     With `fixed_inputs` its A is not trained either.
     """
 
+    trains_plainly = True
+
     def __init__(
         self, model: Any, *, rank: int, alpha: int, seed: int, fixed_inputs: bool = False
     ) -> None:
@@ -52,6 +57,10 @@ class Stacked(StageAdapters):
         if fixed_inputs:
             layers = [model.get_submodule(name) for name in self._targets]
             self.trainable_parameters = sum(rank * layer.weight.shape[0] for layer in layers)
+
+    @property
+    def trains(self) -> Hashable | None:
+        return None if self._fixed_inputs else super().trains
 
     def select(self, route: str | None) -> None:
         super().select(route)

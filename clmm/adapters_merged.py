@@ -35,6 +35,9 @@ class Merged(StageAdapters):
     for weights to which nothing can be added exactly: quantised ones, or one shared by two layers.
     """
 
+    as_trained = False
+    trains_plainly = True
+
     def __init__(self, model: Any, *, rank: int, alpha: int, seed: int, rule: Rule) -> None:
         super().__init__(model, rank=rank, alpha=alpha, seed=seed)
         touched = {name: model.get_submodule(name).weight for name in self._targets}
@@ -117,6 +120,7 @@ class MergeAfterwards:
     """An Avalanche plugin: merges when the other plugins are done with the stage's own adapter."""
 
     supports_distributed = True
+    plain_first_stage = True
 
     def __init__(self, weights: Merged) -> None:
         self._weights = weights

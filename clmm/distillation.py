@@ -33,6 +33,7 @@ class Distillation:
 
     def __init__(self, *, strength: float, temperature: float, from_base: bool) -> None:
         self._strength, self._temperature, self._from_base = strength, temperature, from_base
+        self.plain_first_stage = not from_base
         self._old: Named = {}
         self._tokens = 0.0
 

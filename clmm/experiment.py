@@ -88,8 +88,7 @@ class Experiment:
                 max_new_tokens=study.max_new_tokens,
             ),
         )
-        for number in range(len(study.strategies)):
-            materials.trainable.append(_trainable(materials, number))
+        assert materials.built, "every strategy is built here, so that what refuses refuses now"
         return materials
 
     def plan(self) -> Plan:
@@ -126,14 +125,15 @@ class Experiment:
                 for number in range(len(self.study.strategies))
             ]
             with Display({lane.title: len(lane.stages) for lane in lanes}, shown=shown) as screen:
-                screen.say(_matched(self.study.labels, materials.trainable))
+                if matched := _matched(self.study.labels, materials.trainable):
+                    screen.say(matched)
                 workers = self._workers()
                 if workers > 1 and any(lane.unfinished for lane in lanes):
                     _encode_ahead(materials, screen, workers)
                 _score_base(run, materials, screen, workers, main=main)
                 if any(lane.unfinished for lane in lanes):
                     import clmm.trainer  # noqa: F401  (slow: once here, not in every fork)
-                jobs = [Job(name=lane.title, work=lane.go) for lane in lanes]
+                jobs = [_job(lane) for lane in lanes]
                 failures = run_jobs(jobs, workers=workers, on_event=screen.event)
         return Result(folder, failures)
 
@@ -234,6 +234,14 @@ def answerer(model: str | Path, *, device: str | None = None, precision: Any = "
     return Answerer(loaded.model, batcher_of(loaded))
 
 
+def _job(lane: Lane) -> Job:
+    """A lane waits for the one whose first stage it shares; should that fail, it trains its own."""
+    leader = lane.leader
+    if leader is None or lane.done:
+        return Job(name=lane.title, work=lane.go)
+    return Job(name=lane.title, work=lane.go, after=leader.title, ready=leader.began)
+
+
 def _matched(labels: Sequence[str], trainable: Sequence[int]) -> str:
     """What each strategy trains, and whether that is the same; what trains nothing is left out."""
     counts = {label: n for label, n in zip(labels, trainable, strict=True) if n}
@@ -241,16 +249,6 @@ def _matched(labels: Sequence[str], trainable: Sequence[int]) -> str:
         return "".join(f"trainable parameters: {n:,} in each" for n in set(counts.values()))
     shown = ", ".join(f"{label} {n:,}" for label, n in counts.items())
     return f"trainable parameters are not matched: {shown}"
-
-
-def _trainable(materials: Materials, number: int) -> int:
-    """Parameters that strategy `number` trains; building it, raises what it cannot work with."""
-    try:
-        with materials.learner(number, materials.study.seeds[0]) as learner:
-            return learner.trainable_parameters
-    except (SettingError, ValueError) as error:
-        label = materials.study.labels[number]
-        raise SettingError(f"strategies[{number}] ({label}): {error}") from error
 
 
 def _load(study: Study) -> Loaded:

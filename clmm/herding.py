@@ -24,6 +24,7 @@ class Herding:
     """A rank for `clmm.memory.TaskMemory`; as a plugin it refuses where the base is not frozen."""
 
     supports_distributed = True
+    plain_first_stage = True
 
     def __init__(self, context: Context) -> None:
         base: Any = _WithoutAdapters(context.model)

@@ -91,6 +91,8 @@ class Consolidation:
 class Sampled(Consolidation):
     """After each stage `measure` looks at up to `samples` of its own training samples."""
 
+    plain_first_stage = True
+
     def __init__(
         self,
         measure: Callable[[Any, int], Named],

@@ -7,10 +7,10 @@ is loaded by `clmm.experiment`, which also decides what runs side by side.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from clmm.assessment import Assessment, Assessor, keep
@@ -22,9 +22,20 @@ from clmm.study import Study
 from clmm.workers import Report, Turn, return_memory
 from reports.run_folder import RunFolder, StageFolder
 from streams.sample import Sample
+from streams.settings import SettingError
 from streams.stream import Stream
 
 EVENTS_AT_A_TIME = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a study needs to know of a strategy on its model before it runs."""
+
+    trainable: int
+    first_stage: Hashable | None
+    """As `clmm.learner.Learner.first_stage`, and the next too."""
+    answers_as_trained: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +49,28 @@ class Materials:
     """Shared by all runs, so that what the base stage encoded is encoded once."""
     alignment: tuple[Sample, ...]
     assessor: Assessor
-    trainable: list[int] = field(default_factory=list)
-    """Parameters that each strategy trains in a stage."""
+
+    @cached_property
+    def built(self) -> tuple[Built, ...]:
+        """Every strategy, built once; raises what it cannot work with."""
+        return tuple(self._built(number) for number in range(len(self.study.strategies)))
+
+    @property
+    def trainable(self) -> tuple[int, ...]:
+        """Parameters that each strategy trains in a stage."""
+        return tuple(one.trainable for one in self.built)
+
+    def _built(self, number: int) -> Built:
+        try:
+            with self.learner(number, self.study.seeds[0]) as learner:
+                return Built(
+                    trainable=learner.trainable_parameters,
+                    first_stage=learner.first_stage,
+                    answers_as_trained=learner.answers_as_trained,
+                )
+        except (SettingError, ValueError) as error:
+            label = self.study.labels[number]
+            raise SettingError(f"strategies[{number}] ({label}): {error}") from error
 
     def learner(self, number: int, seed: int) -> Learner:
         """Strategy `number` on the model; close it before the next one is made."""
@@ -91,6 +122,20 @@ class Lane:
         return found
 
     @property
+    def leader(self) -> Lane | None:
+        """The first lane of the study that trains the same first stage, unless it is this one."""
+        built = self.materials.built
+        wanted = built[self.number].first_stage
+        first = next((n for n, one in enumerate(built) if one.first_stage == wanted), self.number)
+        if wanted is None or first == self.number:
+            return None
+        return replace(self, number=first)
+
+    def began(self) -> bool:
+        """Whether the first stage is done."""
+        return self.run.stage(self.label, self.seed, 1).done
+
+    @property
     def unfinished(self) -> bool:
         return self.done < len(self.stages)
 
@@ -121,6 +166,13 @@ class Lane:
         folder = self.run.stage(self.label, self.seed, stage)
         if self.main:
             folder.begin()
+        leader = self.leader if stage == 1 else None
+        if leader is not None:
+            with turn():
+                pass  # comes when the leader's first stage is done, or never will be
+        if leader is not None and leader.began():
+            self._follow(leader, learner, folder, report, turn)
+            return
         # Short turns leave the last run little time alone.
         with turn(), _recorded(folder, report, note=task or "all tasks", main=self.main) as event:
             cost = dict(learner.train_stage(stage, event))
@@ -131,7 +183,43 @@ class Lane:
             if self.main:
                 before = self.run.stage(self.label, self.seed, stage - 1) if stage > 1 else None
                 keep(folder, found, task=task, cost=cost, base=self.run.base(), previous=before)
-        report({"kind": "done", "stage": stage, "note": _summary(task, found, cost)})
+        report({"kind": "done", "stage": stage, "note": _summary(task, found.tasks, cost)})
+
+    def _follow(
+        self, leader: Lane, learner: Learner, folder: StageFolder, report: Report, turn: Turn
+    ) -> None:
+        """The first stage as the leader has trained it and, if both answer alike, scored it.
+
+        Its cost is what it would be alone.
+        """
+        theirs = leader.run.stage(leader.label, leader.seed, 1)
+        scores: dict[str, Any] = dict(theirs.read_scores())
+        task, before = scores["task"], scores["cost"]
+        with turn():
+            own = learner.train_stage(1, like=theirs.checkpoint)
+            learner.save(folder.checkpoint)
+            if self.main:
+                folder.append_events(*theirs.read_events())
+        cost = {
+            **own,
+            **{key: own[key] + before[key] for key in ("seconds", "steps", "samples")},
+            "peak_memory_bytes": max(own["peak_memory_bytes"], before["peak_memory_bytes"]),
+            "scoring_seconds": before["scoring_seconds"],
+            "shared_with": leader.label,
+        }
+        if learner.answers_as_trained and self.materials.built[leader.number].answers_as_trained:
+            if self.main:
+                folder.write_answers(theirs.read_answers())
+                folder.write_outcomes(theirs.read_outcomes())
+                folder.write_scores({**scores, "cost": cost})
+            tasks = scores["tasks"]
+        else:
+            with turn():
+                found = self._score(learner, 1, report, cost, task or "all tasks")
+                if self.main:
+                    keep(folder, found, task=task, cost=cost, base=self.run.base())
+            tasks = found.tasks
+        report({"kind": "done", "stage": 1, "note": _summary(task, tasks, cost)})
 
     def _score(
         self, learner: Learner, stage: int, report: Report, cost: dict[str, Any], what: str
@@ -173,9 +261,9 @@ def _recorded(folder: StageFolder, report: Report, *, note: str, main: bool) -> 
         flush()
 
 
-def _summary(task: str | None, found: Assessment, cost: dict[str, Any]) -> str:
-    accuracies = [record["accuracy"] for record in found.tasks.values()]
+def _summary(task: str | None, tasks: Mapping[str, Any], cost: dict[str, Any]) -> str:
+    accuracies = [record["accuracy"] for record in tasks.values()]
     mean = sum(accuracies) / len(accuracies)
     seconds = cost.get("seconds", 0.0) + cost["scoring_seconds"]
-    own = f"{task} {found.tasks[task]['accuracy']:.1%}, " if task else ""
+    own = f"{task} {tasks[task]['accuracy']:.1%}, " if task else ""
     return f"{own}mean {mean:.1%} ({seconds:.0f} s)"

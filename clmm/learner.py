@@ -11,8 +11,9 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from clmm import avalanche_plugins, components, objective
 from clmm.answering import Answerer
 from clmm.batching import Batcher
+from clmm.checkpoint import joined, parted
 from clmm.objectives.sft import Sft
 from clmm.routing import Known, RoutedAnswerer
-from clmm.strategy import BASE, Context, Stages, Stateful, Strategy
+from clmm.strategy import BASE, Context, Prefixed, Stages, Stateful, Strategy
 from clmm.training import TrainSettings, derived_seed
 from safety.answering import Answering
 from streams.sample import Sample
@@ -92,9 +94,15 @@ class Learner:
             objective.of(task.objective, where=f"task {task.name}: objective")
             for task in stream.tasks
         ]
+        for task, one in zip(stream.tasks, self._objectives, strict=True):
+            one.check(task.train)
         self._build()
 
     def _build(self) -> None:
+        self._stock = [
+            avalanche_plugins.build(spec, self.settings, where=f"plugins[{number}]")
+            for number, spec in enumerate(getattr(self.strategy, "plugins", ()))
+        ]
         self._method = self.strategy.build(
             Context(
                 model=self._model,
@@ -104,14 +112,10 @@ class Learner:
                 seed=self.seed,
             )
         )
-        self._stock = [
-            avalanche_plugins.build(spec, self.settings, where=f"plugins[{number}]")
-            for number, spec in enumerate(getattr(self.strategy, "plugins", ()))
-        ]
-
         other = [one for one in self._objectives if not isinstance(one, Sft)]
         for plugin in [*self._method.plugins, *self._stock]:
             if other and getattr(plugin, "supervised_only", plugin in self._stock):
+                self.close()
                 raise ValueError(
                     f"{type(plugin).__name__} works on the predictions of references, so it cannot "
                     f"act on a task that is learnt by {type(other[0]).__name__.lower()}; take "
@@ -127,6 +131,25 @@ class Learner:
     def trainable_parameters(self) -> int:
         """Parameters that one stage trains."""
         return self._method.weights.trainable_parameters if self.stages else 0
+
+    @property
+    def first_stage(self) -> Hashable | None:
+        """Equal for learners of one study and seed whose first stage trains the same.
+
+        None where it is unlike any other's, or that cannot be told.
+        """
+        weights, plugins = self._method.weights, self._method.plugins
+        plain = all(getattr(plugin, "plain_first_stage", False) for plugin in plugins)
+        if self._stock or not plain or not isinstance(weights, Prefixed) or weights.trains is None:
+            return None
+        return weights.trains, self.settings.learning_rate, self.stages[:1]
+
+    @property
+    def answers_as_trained(self) -> bool:
+        """Whether the trained weights answer every sample, as they are."""
+        method = self._method
+        routed = method.router is not None or method.answering is not None
+        return not routed and getattr(method.weights, "as_trained", False)
 
     @property
     def stored_bytes(self) -> int:
@@ -146,14 +169,19 @@ class Learner:
         return self.settings.updates(sum(len(task.train) for task in tasks), len(tasks))
 
     def train_stage(
-        self, stage: int, report: Callable[[dict[str, Any]], None] | None = None
+        self,
+        stage: int,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        *,
+        like: Path | None = None,
     ) -> dict[str, Any]:
         """Trains stage `stage` (from 1; in order) and returns what it cost.
 
         `report` gets {"stage", "step", "steps", "loss", "seconds"} after every update. The cost is
         {"seconds", "steps", "samples", "peak_memory_bytes", "trainable_parameters",
-        "stored_bytes"}. Raises TrainingDiverged when the loss stops being a number; the learner
-        is then of no more use, but what was saved is.
+        "stored_bytes"}. `like` is the checkpoint of a first stage with equal `first_stage`: its
+        weights are taken, no update is made. Raises TrainingDiverged when the loss stops being a
+        number; the learner is then of no more use, but what was saved is.
         """
         if stage != self.done + 1 or stage > len(self.stages):
             raise ValueError(
@@ -166,6 +194,7 @@ class Learner:
         self._method.weights.begin(names[0])
         trainer, experience = self._prepare(stage)
         trainer.report, trainer.samples, trainer.steps = report or (lambda event: None), 0, 0
+        trainer.instead = None if like is None else partial(self._take, like)
         set_seed(derived_seed(self.seed, stage, "training"))
         trainer.train(experience, eval_streams=[])
         for task in self._tasks(stage):
@@ -216,7 +245,7 @@ class Learner:
             self._method.weights.save(folder)
             if self._method.router is not None:
                 self._method.router.save(folder)
-            states, tensors = _parted([p.state() for p in self._stateful])
+            states, tensors = parted([p.state() for p in self._stateful])
             state = {
                 "strategy": type(self.strategy).__name__,
                 "seed": self.seed,
@@ -258,7 +287,7 @@ class Learner:
         if self._method.router is not None:
             self._method.router.load(folder)
         kept = folder / TENSORS_FILE
-        states = _joined(state["plugins"], load_file(kept) if kept.exists() else {})
+        states = joined(state["plugins"], load_file(kept) if kept.exists() else {})
         for plugin, saved in zip(self._stateful, states, strict=True):
             plugin.load_state(saved, self._pool())
         self.done = state["done"]
@@ -307,6 +336,11 @@ class Learner:
             stage - 1
         ]
 
+    def _take(self, folder: Path) -> None:
+        weights = self._method.weights
+        assert isinstance(weights, Prefixed)
+        weights.take(folder)
+
     def _pool(self) -> Any:
         from clmm.benchmark import dataset
 
@@ -339,37 +373,6 @@ def batcher_of(loaded: Loaded, *, max_length: int | None = None) -> Batcher:
     return Batcher(
         loaded.processor, max_length=max_length, encode_images=components.frozen_encoder(model)
     )
-
-
-def _parted(states: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """States less their tensors, and the tensors under `plugin.key` or `plugin.key.name`."""
-    plain: list[dict[str, Any]] = [{} for _ in states]
-    tensors: dict[str, Any] = {}
-    for number, state in enumerate(states):
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{number}.{key}"] = value
-            elif isinstance(value, Mapping) and _holds_tensors(value):
-                tensors |= {f"{number}.{key}.{name}": one for name, one in value.items()}
-            else:
-                plain[number][key] = value
-    # Saved tensors may neither share memory nor be views.
-    return plain, {name: one.detach().cpu().clone() for name, one in tensors.items()}
-
-
-def _joined(plain: list[dict[str, Any]], tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `_parted` took apart."""
-    for place, tensor in tensors.items():
-        number, key, *name = place.split(".", 2)
-        if name:
-            plain[int(number)].setdefault(key, {})[name[0]] = tensor
-        else:
-            plain[int(number)][key] = tensor
-    return plain
-
-
-def _holds_tensors(value: Mapping[str, Any]) -> bool:
-    return bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def _check_ids(stream: Stream) -> None:

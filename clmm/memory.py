@@ -6,6 +6,7 @@ Avalanche only where something is kept, so that settings are checked without the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,10 +39,11 @@ def slots(budget: float, stream: Stream) -> int:
     return round(budget * total) if budget < 1 else int(budget)
 
 
-class Memory:
+class Memory(ABC):
     """Samples of earlier tasks, `share` of each later batch; subclasses say which are kept."""
 
     supports_distributed = True
+    plain_first_stage = True
     buffer: Any
     """An Avalanche data set."""
 
@@ -67,9 +69,9 @@ class Memory:
             torch.manual_seed(derived_seed(self._seed, strategy.stage, "memory"))
             self.update(strategy.experience.dataset, strategy)
 
+    @abstractmethod
     def update(self, data: Any, strategy: Any) -> None:
         """Keeps what it likes of `data`, which the model has just learnt."""
-        raise NotImplementedError
 
 
 class Reservoir(Memory):
@@ -167,6 +169,7 @@ class Alignment:
                 "in `alignment`"
             )
         self._context, self._share, self._mode = context, share, mode
+        self.plain_first_stage = not share
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
         from clmm.benchmark import ALIGNMENT, dataset

@@ -7,7 +7,7 @@ training loop; imports no torch, so that settings are checked without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -61,6 +61,26 @@ class Weights(Protocol):
 
     def restore(self) -> None:
         """The base model is again what it was, bit for bit."""
+
+
+@runtime_checkable
+class Prefixed(Protocol):
+    """Weights whose first stage may be what another strategy's was.
+
+    Strategies that do the same so far train the same (`clmm.training.derived_seed`), so a study
+    trains it once. Their plugins must say so too: `plain_first_stage = True` is a plugin that only
+    watches the first stage, before and after its training.
+    """
+
+    as_trained: bool
+    """Whether what a stage has trained is, as it is, what answers after it."""
+
+    @property
+    def trains(self) -> Hashable | None:
+        """Equal where the first stage trains the same parameters from the same values."""
+
+    def take(self, folder: Path) -> None:
+        """The weights in training become what a first stage with equal `trains` has saved."""
 
 
 class Router(Protocol):

@@ -106,8 +106,9 @@ class Trainer(SupervisedTemplate):
     """Trains `model` on one experience after another; plugins as in Avalanche.
 
     `objectives[n]` is that of samples with task label n; without one they are learnt by `sft`.
-    `steps` and `samples` count what has been trained. `report` is called after every update with stage, step, steps, loss and seconds. Raises
-    TrainingDiverged, before the update, when loss or gradient is not finite.
+    `steps` and `samples` count what has been trained. `report` is called after every update with
+    stage, step, steps, loss and seconds. With `instead`, updates are left out and it is called once
+    in their place. Raises TrainingDiverged, before the update, when loss or gradient is not finite.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Trainer(SupervisedTemplate):
                 self._objectives.append(objective)
         self._objective_of = [self._objectives.index(one) for one in objectives]
         self._actor: TrainedActor | None = None
+        self.instead: Callable[[], None] | None = None
         self.samples = self.steps = 0
         self.report: Callable[[dict[str, Any]], None] = lambda event: None
         share = settings.batch_size // self.world
@@ -220,6 +222,9 @@ class Trainer(SupervisedTemplate):
         self.replica, self.optimizer = self.model, None
 
     def training_epoch(self, **kwargs: Any) -> None:
+        if self.instead is not None:
+            self.instead()
+            return
         # Under autocast LoRA layers need not widen inputs that are narrowed again at once.
         narrow = disable_input_dtype_casting(self.model, active=self.settings.precision == "bf16")
         with _checkpointing(self.model.model, self.settings.gradient_checkpointing), narrow:

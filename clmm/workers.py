@@ -42,10 +42,16 @@ DETAILS_CHARACTERS = 4000
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Work with a name. `work` gets two functions: one to report an event, a mapping of plain
-    values; one for a turn, a context in which it may compute."""
+    values; one for a turn, a context in which it may compute.
+
+    With `after`, the name of a job before it in the list, its first turn waits until `ready`, or
+    until that job has ended.
+    """
 
     name: str
     work: Callable[[Report, Turn], None]
+    after: str | None = None
+    ready: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +151,10 @@ def side_by_side(
     else:
         jobs = [Job(name=str(k), work=next_ones) for k in range(min(workers, len(parts)))]
         for failure in run_jobs(jobs, workers=workers, on_event=keep):
-            raise ValueError(failure.message)
+            error = ValueError(failure.message)
+            if failure.details:
+                error.add_note(failure.details)
+            raise error
     return [found[part] for part in range(len(parts))]
 
 
@@ -206,8 +215,10 @@ def _drain(one: _Running, on_event: Callable[[str, dict[str, Any]], None]) -> bo
 def _grant(running: Sequence[_Running], workers: int) -> None:
     """Gives free turns to the jobs that had fewest."""
     free = workers - sum(one.state == "works" for one in running)
+    names = {one.job.name for one in running}
     for one in sorted(running, key=lambda one: one.turns):
-        if free > 0 and one.state == "waits":
+        held = not one.turns and one.job.after in names and not one.job.ready()
+        if free > 0 and one.state == "waits" and not held:
             with suppress(BrokenPipeError):  # it has just died, as will be seen next
                 one.events.send("go")
             one.state, one.turns, free = "works", one.turns + 1, free - 1

@@ -50,6 +50,7 @@ class Orthogonality:
 
     def __init__(self, weights: Stacked, *, overlap: float, norm: float) -> None:
         self._weights, self._overlap, self._norm = weights, overlap, norm
+        self.plain_first_stage = not norm
         self._pairs: list[tuple[Any, Any]] = []
         self._new: list[Any] = []
 

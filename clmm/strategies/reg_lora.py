@@ -52,6 +52,7 @@ class KeyElements:
     """An Avalanche plugin: adds the penalty's derivative to each update's gradient."""
 
     supports_distributed = True
+    plain_first_stage = True
 
     def __init__(self, weights: Stacked, *, strength: float, share: float) -> None:
         self._weights, self._strength, self._share = weights, strength, share
