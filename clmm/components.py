@@ -161,7 +161,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def merged(model: nn.Module) -> Iterator[None]:
     """Active LoRA adapters added to their layers' weights, which are put back bit for bit.
 
-    A third less work an answer. Only in fp32: half precision would round small updates away.
+    An answer then costs a third less. Only in fp32: half precision would round small updates away.
     """
     layers: list[Any] = [
         layer

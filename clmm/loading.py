@@ -80,6 +80,8 @@ def load(
     config = _config(path)
     _require_safetensors(path)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device: {where} was asked for, but torch sees no GPU; leave it out")
     # On a CPU torch's fused attention is the slower one for rows as short as these: its backward
     # pass took half of a training step (docs/log.md).
     attention = {"attn_implementation": "eager"} if where.type == "cpu" else {}
