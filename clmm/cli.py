@@ -1,4 +1,4 @@
-"""The command line: `clmm run`, `probe`, `report`, `ls`, `validate`, `sweep`, `build`.
+"""The command line: `clmm run`, `probe`, `report`, `table`, `ls`, `validate`, `sweep`, `build`.
 
 Parses, calls the library, prints. Imports torch only inside the commands that need it, so help,
 listings and reports come at once. An error is one line and exit status 2; a strategy that failed
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from clmm.study import Written
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+KINDS = {
+    "models": "What is trained and probed.",
+    "streams": "The tasks in order, or a source of one.",
+    "strategies": "How to learn a task without losing the others.",
+    "probes": "What is asked after every stage beside the tasks.",
+}
 MODELS = {
     "nano": "The embedded model organism: 72-pixel pictures, byte-level text.",
     "FOLDER": "A Hugging Face vision-language model saved in a folder.",
@@ -91,8 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--out", type=Path, metavar="F.html", help="default: RUN/report.html")
     report.set_defaults(action=_report)
 
+    table = commands.add_parser("table", help="print the results of run folders as one table")
+    table.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    table.add_argument("--markdown", type=Path, metavar="F.md", help="write it for GitHub")
+    table.add_argument("--json", type=Path, metavar="F.json", help="write all figures it is of")
+    table.set_defaults(action=_table)
+
     listing = commands.add_parser("ls", help="list what can be named in a study")
-    listing.add_argument("kind", choices=("models", "streams", "strategies", "probes"))
+    listing.add_argument("kind", nargs="?", choices=tuple(KINDS), help="left out: the kinds")
     listing.set_defaults(action=_list)
 
     build = commands.add_parser("build", help="build what the package ships")
@@ -183,7 +195,7 @@ def _run(options: argparse.Namespace) -> int:
         _complain(f"{failure.name}: {failure.message}")
     try:
         print(f"\nReport: {result.report()}")
-    except RunFolderError as error:  # nothing was trained, so there is nothing to report on
+    except RunFolderError as error:  # every strategy failed in its first stage
         print(f"\nNo report: {error}")
     return FAILED if result.failures else 0
 
@@ -236,8 +248,7 @@ def _probe(options: argparse.Namespace) -> int:
             "figures": {name: figure.value for name, figure in figures.items()},
             "intervals": {n: [f.low, f.high, f.n] for n, f in figures.items()},
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        _write(options.out, json.dumps(record, indent=1) + "\n")
     return 0
 
 
@@ -257,19 +268,50 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _table(options: argparse.Namespace) -> int:
+    import json
+
+    from clmm.result import print_results
+    from reports import export, table
+
+    for name in ("markdown", "json"):
+        path = getattr(options, name)
+        if path is not None and path.is_dir():
+            raise ValueError(f"--{name}: {path} is a folder; name a file")
+    found = table.read(options.runs)
+    if options.markdown is not None:
+        _write(options.markdown, export.markdown(found))
+    if options.json is not None:
+        _write(options.json, json.dumps(export.record(found), indent=1, ensure_ascii=False) + "\n")
+    print_results(found)
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
 def _list(options: argparse.Namespace) -> int:
     from streams import catalog
 
+    if options.kind is None:
+        _print_rows({f"clmm ls {kind}": line for kind, line in KINDS.items()})
+        return 0
     packages = {
         "streams": "streams.sources",
         "strategies": "clmm.strategies",
         "probes": "safety.probes",
     }
     rows = MODELS if options.kind == "models" else catalog.listing(packages[options.kind])
+    _print_rows(rows)
+    return 0
+
+
+def _print_rows(rows: Mapping[str, str]) -> None:
     width = max(map(len, rows), default=0)
     for name, line in rows.items():
         print(f"{name.ljust(width)}  {line}".rstrip())
-    return 0
 
 
 def _build(options: argparse.Namespace) -> int:

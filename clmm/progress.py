@@ -16,6 +16,8 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 
 TRAINING_SHARE = 0.7
 """How much of a stage's bar is training; the rest is answering tasks and probes."""
+UNTRAINED = "trains nothing; its scores are the base's"
+"""Of a run without stages."""
 
 
 class Display:
@@ -54,7 +56,7 @@ class Display:
             width = max((len(run) for run in self._runs), default=0)
             for run, stages in self._runs.items():
                 self._bars[run] = self._progress.add_task(
-                    run.ljust(width), total=float(stages), start=False, note="waits"
+                    run.ljust(width), total=float(stages or 1), start=False, note="waits"
                 )
             self._progress.start()
         return self
@@ -90,12 +92,18 @@ class Display:
         kind = event.get("kind")
         if not self.drawn:
             if kind in ("done", "again"):
-                self.say(f"{run}: stage {event['stage']} of {self._runs[run]}, {event['note']}")
+                stages = self._runs[run]
+                place = f"stage {event['stage']} of {stages}, {event['note']}"
+                self.say(f"{run}: {place if stages else UNTRAINED}")
             return
         if kind:
-            bar = self._bars[run]
+            bar, stages = self._bars[run], self._runs[run]
             self._progress.start_task(bar)
-            self._progress.update(bar, completed=_completed(event), note=event.get("note", ""))
+            self._progress.update(
+                bar,
+                completed=_completed(event) if stages else 1.0,
+                note=event.get("note", "") if stages else UNTRAINED,
+            )
         self._progress.refresh()
 
 

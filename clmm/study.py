@@ -138,6 +138,9 @@ def _check_plain(cls: type[Study], resolved: dict[str, Any]) -> None:
         resolved["seeds"] = (resolved["seeds"],)
     if isinstance(resolved.get("model"), Path):
         resolved["model"] = str(resolved["model"])
+    seeds = resolved.get("seeds", ())
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable) or not all(map(_whole, seeds)):
+        raise SettingError(f"seeds: give a list of whole numbers, such as [0, 1]; got {seeds!r}")
     names = [f.name for f in dataclasses.fields(_Plain) if f.name in resolved]
     try:
         checked = settings.build(_Plain, {n: resolved[n] for n in names}, where="study")
@@ -159,6 +162,10 @@ def _check_plain(cls: type[Study], resolved: dict[str, Any]) -> None:
         value = getattr(checked, name)
         if value is not None and value < 1:
             raise SettingError(f"{name}: must be at least 1; got {value}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_parts(parts: Sequence[Any], key: str, methods: tuple[str, ...]) -> None:
@@ -186,9 +193,16 @@ def _without_label(spec: Any) -> Any:
 
 
 def _objects(package: str, specs: Sequence[Any], key: str) -> tuple[Any, ...]:
-    return tuple(
-        settings.from_spec(package, spec, where=f"{key}[{i}]") for i, spec in enumerate(specs)
-    )
+    return tuple(_object(package, spec, f"{key}[{i}]") for i, spec in enumerate(specs))
+
+
+def _object(package: str, spec: Any, where: str) -> Any:
+    """What the object itself refuses knows no place: it is told its place in the list."""
+    try:
+        return settings.from_spec(package, spec, where=where)
+    except SettingError as error:
+        text = str(error).removeprefix(f"{where.partition('[')[0]}.")
+        raise SettingError(text if text.startswith(where) else f"{where}: {text}") from None
 
 
 def to_spec(package: str, thing: Any) -> dict[str, Any]:
@@ -273,7 +287,8 @@ class Written:
 
     def place(self, message: str) -> str:
         """`study.yaml:12: ` for a message that begins with a field that the file sets."""
-        dotted = re.match(r"[\w.\[\]-]*", message)
+        # `strategies[1]: replay.budget: …` is a place, and what stands there says where.
+        dotted = re.match(r"([\w.\[\]-]+: )+|[\w.\[\]-]*", message)
         keys = re.findall(r"[\w-]+", dotted.group() if dotted else "")
         for override in self._overridden:
             blamed, overridden = set(keys), override.split(".")

@@ -1,9 +1,9 @@
 """The run folder: where everything a run leaves behind lies, and what it looks like.
 
 The only file that knows a path inside a run folder; `reports.records` says what the files hold.
-It trains nothing, scores nothing and draws
-nothing. A folder may come from anybody: names are checked, every file read must lie inside the
-folder, there is no pickle, and pictures are known by the hash of their bytes.
+It trains nothing, scores nothing and draws nothing. A folder may come from anybody: names are
+checked, every file read must lie inside the folder, there is no pickle, and pictures are known by
+the hash of their bytes.
 
     RUN/
       config.yaml        the resolved study; a resumed run refuses a changed one
@@ -31,7 +31,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from typing import Any
 import yaml
 
 from reports import records
+from reports.differences import differences
 from reports.records import AnswerRecord, Outcomes, RunFolderError, Scores
 
 HARMLESS = frozenset({"workers", "answer_batch_size"})
@@ -46,6 +47,9 @@ HARMLESS = frozenset({"workers", "answer_batch_size"})
 
 MAX_FILE_BYTES = 512 * 2**20
 """A larger JSON or YAML file is refused rather than read into memory."""
+
+UNTRAINED = frozenset({"zero_shot"})
+"""Strategies that leave the model as it is; what is known of them is the base."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,149}")
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -82,13 +86,7 @@ class RunFolder:
         """
         config = records.plain(config)
         if self.exists:
-            here = self.config()
-            changed = [
-                line
-                for key in [*here, *(k for k in config if k not in here)]
-                if key not in HARMLESS
-                for line in _difference(here.get(key, _ABSENT), config.get(key, _ABSENT), key)
-            ]
+            changed = differences(self.config(), config, but=HARMLESS)
             if changed:
                 raise ConfigChangedError(
                     f"{self.path}: this run was made with another configuration:\n  "
@@ -150,22 +148,38 @@ class RunFolder:
         path = self._strategy(strategy) / f"seed-{seed}" / "stages" / f"{stage:02d}"
         return StageFolder(run=self, path=path, strategy=strategy, seed=seed, stage=stage)
 
+    def studied(self) -> dict[str, Mapping[str, Any]]:
+        """Label → name and settings of the strategies that the study lists, in its order."""
+        entries = self.config().get("strategies") or []
+        specs = [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in entries]
+        return {str(spec.get("label") or spec.get("name")): spec for spec in specs}
+
+    def untrained(self) -> list[str]:
+        """Labels of the listed strategies that train nothing and so have no stage."""
+        return [label for label, spec in self.studied().items() if spec.get("name") in UNTRAINED]
+
     def strategies(self) -> list[str]:
-        """Names with at least one seed's folder: in the config's order, then by name."""
-        order = [
-            str(entry.get("name") if isinstance(entry, dict) else entry)
-            for entry in self.config().get("strategies") or []
-        ]
-        found = [
+        """Names with at least one seed's folder: in the study's order, then by name."""
+        return self._in_order(
             path.name
-            for path in sorted(self.path.iterdir())
+            for path in self.path.iterdir()
             if _NAME.fullmatch(path.name)
             and path.name not in _RESERVED
             and next(path.glob("seed-*"), None) is not None
-        ]
-        names = [name.partition("-")[0] for name in found]  # replay of replay-budget=0.1
-        ranks = [order.index(name) if name in order else len(order) for name in names]
-        return [name for _, name in sorted(zip(ranks, found, strict=True))]
+        )
+
+    def listed(self) -> list[str]:
+        """As `strategies`, with those that train nothing in their places."""
+        return self._in_order({*self.strategies(), *self.untrained()})
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        order = list(self.studied())
+
+        def rank(name: str) -> tuple[int, str]:
+            known = [n for n in (name, name.partition("-")[0]) if n in order]
+            return (order.index(known[0]) if known else len(order)), name
+
+        return sorted(names, key=rank)
 
     def seeds(self, strategy: str) -> list[int]:
         return _numbers(self._strategy(strategy), r"seed-(\d+)")
@@ -174,6 +188,11 @@ class RunFolder:
         """The stages that are done, without the base."""
         folder = self._strategy(strategy) / f"seed-{seed}" / "stages"
         return [n for n in _numbers(folder, r"(\d+)") if n and self.stage(strategy, seed, n).done]
+
+    def finished(self, strategy: str, seed: int) -> list[int]:
+        """The stages that are done from the first on; after a gap is another attempt's."""
+        done = self.stages(strategy, seed)
+        return [number for place, number in enumerate(done, 1) if number == place]
 
     def put_thumbnail(self, png: bytes) -> str:
         """Store PNG bytes once and return their name; safe from several processes at a time."""
@@ -323,26 +342,6 @@ class StageFolder:
     @property
     def _events(self) -> Path:
         return (self.path if self.strategy is None else self.path.parent.parent) / "events.jsonl"
-
-
-_ABSENT = object()
-
-
-def _difference(here: Any, now: Any, where: str) -> Iterator[str]:
-    """Lines that say where two plain values differ."""
-    if isinstance(here, dict) and isinstance(now, dict):
-        for key in [*here, *(k for k in now if k not in here)]:
-            yield from _difference(here.get(key, _ABSENT), now.get(key, _ABSENT), f"{where}.{key}")
-    elif isinstance(here, list) and isinstance(now, list):
-        for i in range(max(len(here), len(now))):
-            before, after = (v[i] if i < len(v) else _ABSENT for v in (here, now))
-            yield from _difference(before, after, f"{where}[{i}]")
-    elif here is _ABSENT:
-        yield f"{where}: not there before, {now!r} now"
-    elif now is _ABSENT:
-        yield f"{where}: {here!r} before, not there now"
-    elif here != now or isinstance(here, bool) != isinstance(now, bool):
-        yield f"{where}: {here!r} before, {now!r} now"
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:

@@ -5,6 +5,7 @@ Knows how figures of several seeds become one point. Draws nothing and words not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +13,12 @@ from pathlib import Path
 
 from reports.records import AnswerRecord, Outcomes, RunFolderError, Scores, VerdictRecord
 from reports.run_folder import RunFolder
+from reports.table import Column, Estimate, Row, rows_of
+from reports.wording import bounds
 from safety import statistics
 
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
+"""What a share and a difference of two can be."""
 NORMAL = 1.959964
 """Half the width of a 95 % interval in standard errors."""
 
@@ -44,8 +49,13 @@ class Point:
     seeds: int = 1
 
 
-def over_seeds(values: Sequence[Point | float | None]) -> Point | None:
-    """One point of each seed's; a lone seed keeps its own, None if nothing was measured."""
+def over_seeds(
+    values: Sequence[Point | float | None], limits: tuple[float, float] = (-math.inf, math.inf)
+) -> Point | None:
+    """One point of each seed's; a lone seed keeps its own, None if nothing was measured.
+
+    Few seeds give wide intervals: their ends are cut at what the number can be.
+    """
     points = [Point(value=v) if isinstance(v, int | float) else v for v in values]
     found = [point for point in points if point is not None]
     if len(found) < 2:
@@ -54,6 +64,8 @@ def over_seeds(values: Sequence[Point | float | None]) -> Point | None:
         0.0 if p.low is None or p.high is None else (p.high - p.low) / (2 * NORMAL) for p in found
     ]
     mean, low, high = statistics.over_seeds([point.value for point in found], errors)
+    if all(limits[0] <= point.value <= limits[1] for point in found):
+        low, high = max(low, limits[0]), min(high, limits[1])
     return Point(value=mean, low=low, high=high, n=found[0].n, seeds=len(found))
 
 
@@ -81,12 +93,7 @@ class Arm:
     index: int
     """Place among all arms of the report; decides colour, dash and marker."""
     seeds: dict[int, tuple[Scores, ...]] = field(repr=False)
-    """Seed → scores of the finished stages, without the base."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is its run's first, which then speaks for the base."""
-        return self.strategy == next(iter(self.run.lanes))
+    """Seed → scores of the finished stages, without the base; none of what trains nothing."""
 
     @property
     def lanes(self) -> list[tuple[Scores, ...]]:
@@ -102,12 +109,25 @@ class Arm:
         """The last finished stage of each seed."""
         return [lane[-1] for lane in self.lanes]
 
+    @property
+    def trained(self) -> bool:
+        """Whether it has any stage; one that trains nothing is the base."""
+        return any(self.seeds.values())
+
+    @property
+    def row(self) -> Row:
+        """Its row of the study's table."""
+        return self.run.rows[self.strategy]
+
+    def cell(self, column: Column) -> Point | None:
+        return point_from(self.row.cells.get(column.name, Estimate()), seeds=len(self.row.seeds))
+
     def at(self, stage: int) -> list[Scores]:
         return [s for lane in self.lanes for s in lane if s["stage"] == stage]
 
     def point(self, figure: str, stage: int) -> Point | None:
         found = self.at(stage)[:1] if stage == 0 else self.at(stage)
-        return over_seeds([point_of(scores, figure) for scores in found])
+        return over_seeds([point_of(scores, figure) for scores in found], bounds(figure))
 
     def trajectory(self, figure: str) -> list[tuple[int, Point]]:
         points = [(stage, self.point(figure, stage)) for stage in self.stages]
@@ -116,7 +136,7 @@ class Arm:
     def task(self, name: str, stage: int) -> Point | None:
         """Accuracy of a task at a stage, with the interval of its figure if there is one."""
         found = self.at(stage)[:1] if stage == 0 else self.at(stage)
-        return over_seeds([task_of(scores, name) for scores in found])
+        return over_seeds([task_of(scores, name) for scores in found], SHARE)
 
     def verdicts(self, figure: str, anchor: str) -> list[Verdict]:
         """One a stage, the worst of the seeds, against `anchor` (base or previous)."""
@@ -154,9 +174,19 @@ class Run:
     name: str
     base: Scores = field(repr=False)
     lanes: dict[str, dict[int, tuple[Scores, ...]]] = field(repr=False)
-    """Strategy → seed → scores of the finished stages."""
+    """Strategy → seed → scores of the finished stages; () of what trains nothing."""
     missing: tuple[str, ...] = ()
     """Strategies and seeds that began and have no finished stage."""
+
+    @property
+    def has_base_as_strategy(self) -> bool:
+        """Whether a strategy of the study trains nothing, so that the base has its own line."""
+        return not all(any(seeds.values()) for seeds in self.lanes.values())
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """The study's table, by strategy."""
+        return {row.label: row for row in rows_of(self.folder)}
 
     @cached_property
     def base_answers(self) -> list[AnswerRecord]:
@@ -196,8 +226,14 @@ class Report:
         return max(arm.stages[-1] for arm in self.arms)
 
     @property
+    def trained(self) -> list[Arm]:
+        """The strategies that train something."""
+        return [arm for arm in self.arms if arm.trained]
+
+    @property
     def fewest_seeds(self) -> int:
-        return min(len(arm.seeds) for arm in self.arms)
+        """Of the strategies that train something; 0 when none does."""
+        return min((len(arm.seeds) for arm in self.trained), default=0)
 
     def figures(self) -> list[str]:
         """Names of all figures of all stages, in the order they were written."""
@@ -233,11 +269,22 @@ def task_of(scores: Scores, name: str) -> Point | None:
     return Point(value=record["accuracy"], low=low, high=high, n=record["n"])
 
 
+def point_from(found: Estimate, *, seeds: int = 1) -> Point | None:
+    """A number of the table as a report draws it."""
+    if math.isnan(found.value):
+        return None
+    known = not math.isnan(found.low)
+    low, high = (found.low, found.high) if known else (None, None)
+    return Point(value=found.value, low=low, high=high, seeds=max(1, seeds))
+
+
 def point_of(scores: Scores, figure: str) -> Point | None:
     value = scores["figures"].get(figure)
     if value is None:
         return None
     low, high, n = scores.get("intervals", {}).get(figure, (None, None, None))
+    if n == 0:  # a constant: no items, so no interval
+        low = high = None
     return Point(value=value, low=low, high=high, n=n)
 
 
@@ -257,9 +304,13 @@ def _read(folder: RunFolder, name: str) -> Run:
         raise RunFolderError(f"{folder.path}: the base is not scored yet; finish the run first")
     lanes: dict[str, dict[int, tuple[Scores, ...]]] = {}
     missing = []
-    for strategy in folder.strategies():
+    untrained = folder.untrained()
+    for strategy in folder.listed():
+        if strategy in untrained:
+            lanes[strategy] = {0: ()}
+            continue
         for seed in folder.seeds(strategy):
-            stages = folder.stages(strategy, seed)
+            stages = folder.finished(strategy, seed)
             if stages:
                 read = tuple(folder.stage(strategy, seed, n).read_scores() for n in stages)
                 lanes.setdefault(strategy, {})[seed] = read

@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from reports.records import Outcomes, Scores
-from reports.runs import Arm, Point, over_seeds, task_of
+from reports.runs import CHANGE, SHARE, Arm, Point, over_seeds, task_of
 from safety import statistics
 from streams.metrics import continual_metrics
 
@@ -35,19 +35,10 @@ def continual(arm: Arm, lane: Sequence[Scores]) -> dict[str, float | None]:
     return dict(continual_metrics(matrix, None if None in base else base))
 
 
-def backward_transfer(arm: Arm) -> Point | None:
-    """The mean change of the tasks since they were learnt."""
-    found = []
-    for seed, lane in arm.seeds.items():
-        value = continual(arm, (arm.run.base, *lane)).get("backward_transfer")
-        changes = [_since_learnt(arm, seed, lane, task) for task in arm.run.tasks[:-1]]
-        found.append(None if value is None else _with_widths(value, changes))
-    return over_seeds(found)
-
-
 def since_learnt(arm: Arm, task: str) -> Point | None:
     """The last accuracy less that of the stage which taught the task; None for the last task."""
-    return over_seeds([_since_learnt(arm, seed, lane, task) for seed, lane in arm.seeds.items()])
+    found = [_since_learnt(arm, seed, lane, task) for seed, lane in arm.seeds.items()]
+    return over_seeds(found, CHANGE)
 
 
 def _since_learnt(arm: Arm, seed: int, lane: Sequence[Scores], task: str) -> Point | None:
@@ -92,7 +83,8 @@ def _interval(
 
 def forgetting(arm: Arm) -> Point | None:
     """Mean fall from each task's best accuracy (Chaudhry et al. 2018)."""
-    return over_seeds([continual(arm, lane).get("forgetting_chaudhry") for lane in arm.lanes])
+    found = [continual(arm, lane).get("forgetting_chaudhry") for lane in arm.lanes]
+    return over_seeds(found, CHANGE)
 
 
 def mean_accuracy(arm: Arm, stage: int) -> Point | None:
@@ -101,4 +93,4 @@ def mean_accuracy(arm: Arm, stage: int) -> Point | None:
     for scores in arm.at(stage)[:1] if stage == 0 else arm.at(stage):
         points = [p for name in arm.run.tasks if (p := task_of(scores, name)) is not None]
         found.append(_with_widths(fmean(p.value for p in points), points) if points else None)
-    return over_seeds(found)
+    return over_seeds(found, SHARE)

@@ -5,6 +5,7 @@ Knows the names of the standard figures; a figure it does not know appears under
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -66,6 +67,13 @@ def wording(figure: str) -> Wording:
     """Of an unknown figure: its name, and the unit that its name tells."""
     nats = figure.rpartition(".")[2] in ("margin", "gap")
     return FIGURES.get(figure, Wording(label=figure, unit="nats" if nats else "share"))
+
+
+def bounds(figure: str) -> tuple[float, float]:
+    """What the figure can be: a share, Youden's J as the difference of two, or any log-odds."""
+    if wording(figure).unit == "nats":
+        return -math.inf, math.inf
+    return (-1.0 if figure.endswith(".j") else 0.0), 1.0
 
 
 def by_likelihood(figure: str) -> bool:

@@ -52,9 +52,10 @@ class Figure:
     value: float | None
     """None when not measurable."""
     low: float | None
+    """None where there is no interval, as of a constant."""
     high: float | None
     n: int
-    """Items it was measured on."""
+    """Items it was measured on; 0 for a constant."""
     harm: Harm | None = None
     """The direction that is bad; None for a description that no verdict is passed on."""
     margin: float = 0.0
@@ -151,8 +152,8 @@ class Sheet:
         self._add(name, values, weights, rule, kind="ratio")
 
     def constant(self, name: str, value: float) -> None:
-        """A blind floor, known or computed without any answer."""
-        self.figures[name] = Figure(value=value, low=value, high=value, n=0)
+        """A blind floor, known or computed without any answer: no items, and no interval."""
+        self.figures[name] = Figure(value=value, low=None, high=None, n=0)
 
     def scores(self, labels: Mapping[str, str]) -> ProbeScores:
         return ProbeScores(

@@ -17,6 +17,22 @@ from streams import catalog
 T = TypeVar("T")
 
 
+_WANTED = {
+    "tuple_type": "give a list, such as [a, b]",
+    "list_type": "give a list, such as [a, b]",
+    "dict_type": "give a mapping, such as {a: 1}",
+    "int_type": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_type": "give a number",
+    "float_parsing": "give a number",
+    "bool_type": "give true or false",
+    "bool_parsing": "give true or false",
+    "string_type": "give a text",
+}
+"""pydantic's kind of error → what to give instead."""
+
+
 class SettingError(ValueError):
     """A setting that cannot be used as given."""
 
@@ -41,7 +57,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
             raise SettingError(str(first["ctx"]["error"])) from None
         if first["type"] == "missing":
             raise SettingError(f"{where}.{field}: this setting is required") from None
-        raise SettingError(f"{where}.{field}: {first['msg']}; got {first['input']!r}") from None
+        wanted = _WANTED.get(first["type"], first["msg"])
+        raise SettingError(f"{where}.{field}: {wanted}; got {first['input']!r}") from None
 
 
 def from_spec(package: str, spec: Any, *, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -80,6 +81,12 @@ def test_ls_names_what_is_there(
     assert set(names) <= set(listed)
 
 
+def test_ls_alone_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ls"]) == 0
+    rows = [row.split()[2] for row in capsys.readouterr().out.splitlines()]
+    assert rows == ["models", "streams", "strategies", "probes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -90,6 +97,7 @@ def test_ls_names_what_is_there(
         (["probe", "nano", "--probes", "existense"], ["did you mean existence?"]),
         (["probe", "nano", "--items", "0"], ["--items", "0"]),
         (["report", "no-such-run"], ["no-such-run"]),
+        (["table", "no-such-run"], ["no-such-run", "not a run folder"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -127,7 +135,10 @@ def test_probe_writes_flat_figures(
     assert (
         cli.main(["probe", str(tiny_llava), "--items", "4", "--seed", "3", "--out", str(out)]) == 0
     )
-    assert "existence.accuracy" in capsys.readouterr().out
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert len(shown["existence.accuracy"]) == 4
+    # What rests on no item has no interval and no items.
+    assert shown["refusal.blind_floor"] == ["0.000"]
     record = json.loads(out.read_text("utf-8"))
     assert {
         "existence.accuracy",
@@ -141,6 +152,7 @@ def test_probe_writes_flat_figures(
         "bias.flip_rate",
     } <= set(record["figures"])
     assert record["seed"] == 3
+    assert record["intervals"]["refusal.blind_floor"] == [None, None, 0]
 
 
 def test_dry_run_and_validate_train_nothing(
@@ -153,6 +165,11 @@ def test_dry_run_and_validate_train_nothing(
     plan = capsys.readouterr().out
     for word in ("colours", "shapes", "sequential_lora", "trainable", "existence", "steps"):
         assert word in plan
+    rows = {line.split()[0]: line.split()[1:] for line in plan.splitlines() if line}
+    assert rows["existence"] == ["400", "100"]
+    assert rows["replay"][-1] == "40"
+    assert "550 items are in held-out slices" in plan
+    assert "2 runs, 4 stages after the base: about 80 steps" in plan
     assert cli.main(["validate", study, model]) == 0
     assert "good" in capsys.readouterr().out
     assert not out.exists()
@@ -200,6 +217,39 @@ def test_mistyped_words(words: list[str], said: str, capsys: pytest.CaptureFixtu
         status = int(str(stop.code))
     assert status == cli.BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+def test_a_plan_says_what_leaks_and_leaves_out_what_is_not(
+    tiny_llava: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from clmm import Experiment
+
+    plan = Experiment(
+        model=tiny_llava,
+        stream=str(EXAMPLES / "my_data"),
+        strategies=["joint", "zero_shot"],
+        probes=[{"name": "bias", "items": 2, "held_out": False}],
+        train={"learning_rate": 1e-3, "steps": 3},
+    ).plan()
+    plan.print()
+    shown = capsys.readouterr().out
+    assert "held-out slices" not in shown
+    assert plan.each == {"joint": 6, "zero_shot": 0}
+    assert "2 runs, 1 stage after the base" in shown
+    dataclasses.replace(plan, leaks="[1] test item is in train").print()
+    assert "\n[1] test item is in train\n" in capsys.readouterr().out
+
+
+def test_what_has_no_stage_is_not_stage_0_of_0(capsys: pytest.CaptureFixture[str]) -> None:
+    from clmm.progress import Display
+
+    done = {"kind": "done", "stage": 0, "note": "was done already"}
+    with Display({"zero_shot": 0, "replay": 2}) as screen:
+        screen.event("zero_shot", done)
+        screen.event("replay", done | {"stage": 1})
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "zero_shot: trains nothing; its scores are the base's"
+    assert shown[1] == "replay: stage 1 of 2, was done already"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

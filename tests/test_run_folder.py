@@ -75,6 +75,26 @@ def test_a_changed_config_is_refused_field_by_field(run: RunFolder) -> None:
     assert len(run.provenance()) == 1
 
 
+def test_strategies_and_probes_differ_by_name(tmp_path: Path) -> None:
+    def config(*strategies: dict[str, object], items: int = 4) -> dict[str, object]:
+        return {"strategies": list(strategies), "probes": [{"name": "bias", "items": items}]}
+
+    small, large = ({"label": k, "name": "replay", "budget": b} for k, b in (("s", 1), ("l", 2)))
+    run = RunFolder(tmp_path / "run").open(config(small, large), {})
+    for changed, lines in (
+        (config(small, large | {"budget": 3}), ["strategies[l].budget: 2 before, 3 now"]),
+        (config(large, small), ["strategies: s, l before, l, s now"]),
+        (config(large), ["strategies[s]: there before, not there now"]),
+        (
+            config({"label": "n", "name": "ewc"}, small, large, items=5),
+            ["strategies[n]: not there before, there now", "probes[bias].items: 4 before, 5 now"],
+        ),
+    ):
+        with pytest.raises(ConfigChangedError) as error:
+            run.open(changed, {})
+        assert [line.strip() for line in str(error.value).splitlines()[1:-1]] == lines
+
+
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunFolderError, match="not a run folder"):
@@ -123,6 +143,28 @@ def test_strategies_come_in_the_order_of_the_config(run: RunFolder) -> None:
         run.stage(name, 0, 1).begin()
     expected = ["zero_shot", "replay-budget=0.05", "replay-budget=0.1", "another"]
     assert run.strategies() == expected
+
+
+def test_labels_stand_where_the_study_lists_them(tmp_path: Path) -> None:
+    strategies = [
+        {"label": "herding", "name": "replay"},
+        {"label": "nothing", "name": "zero_shot"},
+        {"label": "a-b", "name": "combined"},
+        {"label": "a", "name": "a"},
+    ]
+    run = RunFolder(tmp_path / "run").open({"strategies": strategies}, {})
+    for name in ("a", "a-b", "herding"):
+        run.stage(name, 0, 1).begin()
+    assert run.strategies() == ["herding", "a-b", "a"]
+    assert run.listed() == ["herding", "nothing", "a-b", "a"]
+    assert run.untrained() == ["nothing"]
+
+
+def test_what_follows_a_gap_is_not_finished(run: RunFolder) -> None:
+    for number in (1, 2, 4):
+        run.stage("replay", 0, number).write_scores(scores())
+    assert run.stages("replay", 0) == [1, 2, 4]
+    assert run.finished("replay", 0) == [1, 2]
 
 
 @pytest.mark.parametrize(

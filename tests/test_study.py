@@ -92,6 +92,7 @@ def test_overrides_reach_into_mappings_lists_and_names(tmp_path: Path) -> None:
         (STUDY.replace("name: replay", "name: reply"), ":5: ", ["'reply'", "replay?"]),
         (STUDY.replace("[0, 1]", "[0, 0]"), ":7: ", ["seeds", "[0, 0]"]),
         (STUDY.replace("[0, 1]", "zero"), ":7: ", ["seeds"]),
+        (STUDY.replace("budget: 0.1", "budget: -3"), ":6: ", ["strategies[1]", "-3"]),
         (STUDY + "seeds: [3]\n", ":11: ", ["seeds is given twice", "line 7"]),
         (STUDY + "precision: fp31\n", ":11: ", ["precision", "did you mean fp32?"]),
         (STUDY + "probes: [existense]\n", ":11: ", ["did you mean existence?"]),
@@ -121,6 +122,24 @@ def test_an_error_names_the_line_the_value_and_the_likely_intent(
         ("strategies.7.rank=1", ["strategies.7.rank", "0 to 1"]),
         ("train.learningrate=1", ["command line", "learning_rate?"]),
         ("model.depth.more=1", ["command line", "model"]),
+        ("strategies=[{name: reply}]", ["command line: strategies[0]", "replay?"]),
+        (
+            "strategies=[joint, {name: replay, budget: -3}]",
+            ["command line: strategies[1]: replay.budget: -3"],
+        ),
+        (
+            "strategies=[joint, {name: combined, of: [replay]}]",
+            ["command line: strategies[1]: combined.of: name two"],
+        ),
+        ("strategies.1.budget=-3", ["command line: strategies[1]: replay.budget: -3"]),
+        ("strategies.1.budget=x", ["command line", "budget: give a number; got 'x'"]),
+        ("probes=[{name: bias, items: 0}]", ["command line: probes[0]: bias.items"]),
+        (
+            "seeds=0..3",
+            ["command line: seeds: give a list of whole numbers, such as [0, 1]; got '0..3'"],
+        ),
+        ("seeds=[0.5]", ["seeds: give a list of whole numbers"]),
+        ("train.steps=a", ["command line: train.steps: give a whole number; got 'a'"]),
     ],
 )
 def test_a_bad_override_is_blamed_on_the_command_line(

@@ -108,7 +108,7 @@ def test_the_default_study_and_folder(folder: Path, monkeypatch: pytest.MonkeyPa
     [
         ({"gird": {}}, r"gird: no such setting; did you mean grid\?"),
         ({"grid": {}}, "names no setting"),
-        ({"grid": [1]}, "grid: Input should be a valid dictionary"),
+        ({"grid": [1]}, "grid: give a mapping"),
         ({}, "grid: this setting is required"),
         ({"grid": {"seeds": 0}}, r"grid\.seeds: give a list of values; got 0"),
         ({"grid": {"seeds": []}}, "give a list of values"),

@@ -121,7 +121,9 @@ class Flips:
     place: ClassVar[int] = 70
     title: ClassVar[str] = "Items whose answer flipped"
 
-    def render(self, report: Report, swatches: Sequence[Markup]) -> Markup:
+    def render(self, report: Report, swatches: Sequence[Markup]) -> Markup | None:
+        if not report.trained:
+            return None
         found = _collect(report)
         sets = list(dict.fromkeys(name for _, name, _ in found))
         counts = {name: [[0, 0] for _ in report.arms] for name in sets}

@@ -35,7 +35,9 @@ class Forgetting:
     place: ClassVar[int] = 40
     title: ClassVar[str] = "Forgetting curves"
 
-    def render(self, report: Report, swatches: Sequence[Markup]) -> Markup:
+    def render(self, report: Report, swatches: Sequence[Markup]) -> Markup | None:
+        if not report.trained:
+            return None
         groups = [(run, _panels(report, run)) for run in report.runs]
         return markup.render(
             TEMPLATE,

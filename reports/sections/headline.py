@@ -1,129 +1,115 @@
-"""The headline: what was kept, what was forgotten, what drifted and what it cost, a line each."""
+"""The headline: what was kept, what was forgotten and what drifted, a line each.
+
+The same table as `clmm table` gives, without what it cost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import ClassVar
 
 from markupsafe import Markup
 
 from reports import markup
-from reports.runs import Arm, Point, Report, over_seeds, point_of
-from reports.transfer import backward_transfer, forgetting, mean_accuracy
-from reports.wording import wording
+from reports.measures import Stage
+from reports.runs import Arm, Point, Report, Run, point_from
+from reports.table import COLUMNS, INDIVIDUAL, Column, Row, accuracy_of
+from reports.transfer import forgetting
 
 TEMPLATE = """
-<div class="scroll"><table class="numbers">
+{% macro marked(row) -%}
+{{ row.marked }}{% if row.behind %} <small>{{ row.behind }}</small>{% endif %}
+{%- endmacro %}
+<div class="scroll"><table class="numbers headline">
 <thead>
-<tr><th rowspan="2" scope="col">Strategy</th><th colspan="3" scope="colgroup">Tasks</th>
-{% if drifts %}<th colspan="{{ drifts | length }}" scope="colgroup">Change from the base, last
-stage</th>{% endif %}
-<th colspan="3" scope="colgroup">Price</th></tr>
-<tr><th scope="col">Last accuracy</th><th scope="col">Backward transfer</th><th
-scope="col">Forgetting</th>
-{% for name in drifts %}<th scope="col">{{ wording(name).short or wording(name).label }}</th>{%
-endfor %}
-<th scope="col">Routing</th><th scope="col">Trainable</th><th scope="col">Time</th></tr>
+<tr><th rowspan="2" scope="col">Strategy</th><th rowspan="2" scope="col">Seeds</th>
+{% for title, span in groups %}<th colspan="{{ span }}" scope="colgroup">{{ title }}</th>{% endfor
+%}</tr>
+<tr>{% for column in columns %}<th scope="col">{{ column.title }}</th>{%
+if loop.index == tasks %}<th scope="col">Forgetting</th>{% endif %}{% endfor %}</tr>
 </thead>
 <tbody>
 {% for run, point in bases %}
-<tr class="base"><th scope="row">base{{ " of " ~ run.name if bases | length > 1 }}</th><td>{{
-m.point(point) }}</td>
-<td colspan="{{ 2 + (drifts | length) + 3 }}" class="soft">before any stage: the anchor of every
-change</td></tr>
+<tr class="base"><th scope="row">base{{ " of " ~ run.name if bases | length > 1 }}</th><td></td><td>
+{{- m.point(point) }}</td>
+<td colspan="{{ columns | length }}" class="soft">before any stage: the anchor of every change</td>
+</tr>
 {% endfor %}
-{% for row in rows %}
-<tr><th scope="row">{{ m.arm(row.arm, swatches) }}</th>
-<td>{{ m.point(row.last) }}</td>
-<td>{{ m.point(row.backward, signed=true) }}</td>
-<td>{{ m.point(row.forgetting) }}</td>
-{% for name, point in row.drifts %}<td>{{ m.point(point, wording(name).unit, signed=true) }}</td>{%
-endfor %}
-<td>{{ m.point(row.routing) }}{% if row.routing and row.routing.value < 0.9 %} <small
-class="warn">failed</small>{% endif %}</td>
-<td>{{ row.trainable | count }}</td><td>{{ row.seconds | seconds }}</td></tr>
+{% for arm, cells, forgetting in rows %}
+<tr><th scope="row">{{ m.arm(arm, swatches) }}</th><td>{{ marked(arm.row) }}</td>
+{% for column, point in cells %}<td>{{ m.point(point, signed=column.signed) }}</td>
+{% if loop.index == tasks %}<td>{{ m.point(forgetting) }}</td>{% endif %}{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 <p class="note">Accuracies in percent, changes in points. {{ ranges }}
-Backward transfer is the mean change of a task between learning it and the end; forgetting is the
-mean
-fall from a task's best accuracy, never below the level at which it was learnt. Last accuracy is the
-mean over all tasks of the stream. Time is training time, summed over stages.</p>
+Last accuracy is the mean over all tasks of the stream. Backward transfer is the mean change of a
+task between learning it and the end. Unseen transfer is the mean change from the base of the tasks
+that are still to come; below zero it is negative transfer. Learning accuracy is that of each task
+just after its own stage. Forgetting is the mean fall from a task's best accuracy, never below the
+level at which it was learnt.
+{{ "† one seed: no claim about the method. " if one }}
+{%- if apart %} {{ apart | series }}: each stage begins from the base, so only the learning accuracy
+is a bound, and nothing is transferred back or forgotten.{% endif %}
+{{- " ‡ unfinished: the numbers are those of the last finished stage." if behind }}</p>
 """
 
-DRIFTS = ("refusal.j", "over_refusal.rate", "existence.accuracy", "captions.chair_i")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A strategy's line."""
-
-    arm: Arm
-    last: Point | None
-    backward: Point | None
-    forgetting: Point | None
-    drifts: list[tuple[str, Point | None]]
-    routing: Point | None
-    trainable: float | None
-    seconds: float | None
+TITLES = {"tasks": "Tasks", "drift": "Change from the base, last stage"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """One line a strategy; `figures` are the drifts it shows, where the run has them."""
+    """One line a strategy."""
 
-    figures: tuple[str, ...] = DRIFTS
     place: ClassVar[int] = 20
     title: ClassVar[str] = "Headline"
 
     def render(self, report: Report, swatches: Sequence[Markup]) -> Markup:
-        drifts = [name for name in self.figures if name in report.figures()]
-        one = all(len(arm.seeds) == 1 for arm in report.arms)
+        columns = _columns(report)
+        groups = [(TITLES[name], list(found)) for name, found in groupby(columns, _group)]
+        rows: list[Row] = [arm.row for arm in report.arms]
+        alone = all(len(arm.seeds) == 1 for arm in report.arms)
         return markup.render(
             TEMPLATE,
-            bases=[(arm.run, mean_accuracy(arm, 0)) for arm in report.arms if arm.is_first],
-            rows=[_row(arm, drifts) for arm in report.arms],
-            drifts=drifts,
-            wording=wording,
+            bases=[(run, _base(run)) for run in report.runs if not run.has_base_as_strategy],
+            rows=[(arm, _cells(arm, columns), _forgetting(arm)) for arm in report.arms],
+            columns=columns,
+            groups=[(title, len(found) + (title == TITLES["tasks"])) for title, found in groups],
+            tasks=len(groups[0][1]),
             swatches=swatches,
+            one=any(len(row.seeds) == 1 for row in rows),
+            apart=[arm.label for arm in report.arms if arm.row.spec.get("name") == INDIVIDUAL],
+            behind=any(row.behind for row in rows),
             ranges="Brackets are 95 % intervals over items, for one seed."
-            if one
+            if alone
             else "Means over seeds; brackets are 95 % intervals over seeds and items.",
         )
 
 
-def _row(arm: Arm, drifts: list[str]) -> Row:
-    return Row(
-        arm=arm,
-        last=mean_accuracy(arm, arm.stages[-1]),
-        backward=backward_transfer(arm),
-        forgetting=forgetting(arm),
-        drifts=[(name, drift(arm, name)) for name in drifts],
-        routing=over_seeds([scores.get("routing_accuracy") for scores in arm.last]),
-        trainable=_cost(arm, "trainable_parameters", max),
-        seconds=_cost(arm, "seconds", sum),
-    )
+def _columns(report: Report) -> list[Column]:
+    """All but the costs; a drift where some run measured its figure at the base."""
+    measured = [run.base["figures"] for run in report.runs]
+    return [
+        column
+        for column in COLUMNS
+        if column.group == "tasks"
+        or (column.figure and any(one.get(column.figure) is not None for one in measured))
+    ]
 
 
-def drift(arm: Arm, figure: str) -> Point | None:
-    """Change of the last stage from the base, with the verdicts' intervals where they have any."""
-    found = []
-    for lane in arm.seeds.values():
-        now, then = point_of(lane[-1], figure), point_of(arm.run.base, figure)
-        record = lane[-1].get("verdicts", {}).get(figure, {}).get("base")
-        low, high = (record["low"], record["high"]) if record else (None, None)
-        if now is not None and then is not None:
-            found.append(Point(value=now.value - then.value, low=low, high=high))
-    return over_seeds(found)
+def _group(column: Column) -> str:
+    return column.group
 
 
-def _cost(arm: Arm, key: str, over_stages: Callable[[list[float]], float]) -> float | None:
-    """A cost over the stages of a lane, as a mean over seeds."""
-    lanes = []
-    for lane in arm.seeds.values():
-        known = [s.get("cost", {}).get(key) for s in lane]
-        found = [float(value) for value in known if isinstance(value, int | float)]
-        lanes.append(over_stages(found) if found else None)
-    point = over_seeds(lanes)
-    return None if point is None else point.value
+def _cells(arm: Arm, columns: Sequence[Column]) -> list[tuple[Column, Point | None]]:
+    return [(column, arm.cell(column)) for column in columns]
+
+
+def _base(run: Run) -> Point | None:
+    return point_from(accuracy_of(Stage(scores=run.base, outcomes=None)))
+
+
+def _forgetting(arm: Arm) -> Point | None:
+    """Of stages that begin from the base there is none."""
+    return None if arm.row.spec.get("name") == INDIVIDUAL else forgetting(arm)

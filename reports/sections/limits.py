@@ -36,7 +36,7 @@ class Limits:
 
 def _seeds(report: Report) -> Iterator[tuple[str, str]]:
     seeds = report.fewest_seeds
-    if seeds < ENOUGH_SEEDS:
+    if 0 < seeds < ENOUGH_SEEDS:
         have = "one seed" if seeds == 1 else f"{seeds} seeds"
         yield (
             f"{have.capitalize()}.",
@@ -49,12 +49,11 @@ def _seeds(report: Report) -> Iterator[tuple[str, str]]:
 def _unfinished(report: Report) -> Iterator[tuple[str, str]]:
     short = []
     for run in report.runs:
-        arms = [arm for arm in report.arms if arm.run is run]
-        most = max(arm.stages[-1] for arm in arms)
+        arms = [arm for arm in report.trained if arm.run is run]
         for arm in arms:
-            done = min(lane[-1]["stage"] for lane in arm.lanes)
-            if done < most and arm.strategy != "joint":
-                short.append(f"{arm.label} ({done} of {most})")
+            done = min((lane[-1] for lane in arm.lanes), key=lambda scores: scores["stage"])
+            if not all(task["seen"] for task in done.get("tasks", {}).values()):
+                short.append(f"{arm.label} ({done['stage']} of {len(run.tasks)})")
         short += [f"{lane} (none)" for lane in run.missing]
     if short:
         yield "Unfinished.", f"Not all stages are done: {series(short)}."
@@ -88,7 +87,7 @@ def _always(report: Report) -> Iterator[tuple[str, str]]:
         interval[2]
         for run in report.runs
         for name, interval in run.base.get("intervals", {}).items()
-        if not name.startswith("task.")
+        if not name.startswith("task.") and interval[2]
     ]
     if items:
         yield (

@@ -9,7 +9,7 @@ from typing import ClassVar
 from markupsafe import Markup
 
 from reports import markup
-from reports.runs import Arm, Point, Report, over_seeds
+from reports.runs import SHARE, Arm, Point, Report, over_seeds
 
 TEMPLATE = """
 {% for block in blocks %}
@@ -73,16 +73,18 @@ def _block(arm: Arm) -> Block:
     for name in sets:
         shares = []
         for route in routes:
-            point = over_seeds([s.get("routing", {}).get(name, {}).get(route, 0.0) for s in last])
+            point = over_seeds(
+                [s.get("routing", {}).get(name, {}).get(route, 0.0) for s in last], SHARE
+            )
             shares.append(min(max(point.value, 0.0), 1.0) if point else 0.0)
-        oracle = over_seeds([s.get("oracle", {}).get(name) for s in last])
+        oracle = over_seeds([s.get("oracle", {}).get(name) for s in last], SHARE)
         learned = arm.task(name, arm.stages[-1])
         rows.append(
             (name, shares, learned.value if learned else None, oracle.value if oracle else None)
         )
     return Block(
         arm=arm,
-        accuracy=over_seeds([s.get("routing_accuracy") for s in last]),
+        accuracy=over_seeds([s.get("routing_accuracy") for s in last], SHARE),
         routes=routes,
         rows=rows,
         oracle=any(s.get("oracle") for s in last),

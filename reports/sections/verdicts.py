@@ -121,12 +121,12 @@ class Verdicts:
         others = [name for name in in_order(report.compared()) if name not in gates]
         return markup.render(
             TEMPLATE,
-            rows=[(g, wording(g).label, [_cell(arm, g) for arm in report.arms]) for g in gates],
+            rows=[(g, wording(g).label, [_cell(arm, g) for arm in report.trained]) for g in gates],
             others=[
-                (name, wording(name).unit, [_last(arm, name) for arm in report.arms])
+                (name, wording(name).unit, [_last(arm, name) for arm in report.trained])
                 for name in others
             ],
-            arms=report.arms,
+            arms=report.trained,
             swatches=swatches,
             signs=SIGNS,
             counts=_counts(report, gates),
@@ -166,7 +166,9 @@ def _counts(report: Report, gates: list[str]) -> list[tuple[Arm, str]]:
 
 def drift_sentence(report: Report) -> str:
     """Whether sequential tuning moved a figure that lost format cannot explain."""
-    arms = [arm for arm in report.arms if arm.strategy.startswith("sequential")]
+    arms = [arm for arm in report.trained if arm.strategy.startswith("sequential")]
+    if not report.trained:
+        return "Nothing was trained here: this report describes the base."
     if not arms:
         return (
             "No strategy here is plain sequential tuning, so this report does not say whether "
