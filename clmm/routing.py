@@ -7,7 +7,7 @@ on the batch it came in, and the oracle is not a router: it is told the task.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clmm import components
 from clmm.answering import Answerer
-from clmm.batching import Batcher, content, to_model
+from clmm.batching import Batcher, content
+from clmm.routing_features import LEARNT as LEARNT
+from clmm.routing_features import Features, evenly, image_and_text, image_token
+from clmm.routing_features import embedded_inputs as embedded_inputs
 from clmm.strategy import BASE, Router, Weights
 from streams.sample import Answer, Sample, Text
 
-CHUNK = 64
 PROTOTYPES_FILE = "prototypes.safetensors"
-REMEMBERED = 10_000
-"""Samples whose features are kept: the base is frozen, so they stay what they are."""
 AXES = 16
 """Directions in which a task's features vary most; the rest share one variance."""
 FLOOR = 1e-4
 """Least variance in any direction, as a share of the mean square of a feature."""
-LEARNT = 640
-"""Training samples a prototype is made of at most, taken evenly; more cost time and tell little."""
 CALIBRATION = 5
 """One in so many training samples measures the reach of a task and does not fit it."""
 
@@ -60,20 +57,18 @@ class PrototypeRouter:
         quantile: float = 0.99,
         margin: float = 1.1,
     ) -> None:
-        self._model, self._batcher, self._weights = model, batcher, weights
+        image_token(batcher)
         self._quantile, self._margin = quantile, margin
         self._tasks: dict[str, dict[str, Tensor]] = {}
-        self._features: dict[Hashable, Tensor] = {}
-        self._image_token: int | None = getattr(batcher.processor, "image_token_id", None)
-        if self._image_token is None:
-            raise ValueError(f"{type(batcher.processor).__name__} names no token for images")
+        self.features = Features(model, batcher, weights, image_and_text)
+        """Of samples [samples, 2, D], on the CPU."""
 
     @property
     def stored_bytes(self) -> int:
         return sum(t.nbytes for entry in self._tasks.values() for t in entry.values())
 
     def learn(self, task: str, samples: Sequence[Sample]) -> None:
-        chosen = [samples[i] for i in range(0, len(samples), -(-len(samples) // LEARNT))]
+        chosen = evenly(samples)
         features = self.features(chosen)
         held = torch.arange(len(chosen)) % CALIBRATION == 0
         fitted = features[~held] if (~held).any() else features
@@ -110,34 +105,8 @@ class PrototypeRouter:
             task, _, key = name.rpartition(".")
             self._tasks.setdefault(task, {})[key] = tensor
 
-    def features(self, samples: Sequence[Sample]) -> Tensor:
-        """Of each sample, [samples, 2, D] on the CPU, from the base without adapters."""
-        self._weights.select(BASE)
-        try:
-            chunks = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
-            return torch.cat([self._chunk(chunk) for chunk in chunks])
-        finally:
-            self._weights.select(None)
-
     def _remembered(self, samples: Sequence[Sample]) -> Tensor:
-        """The same, computed once a sample."""
-        wanted = {content(sample): sample for sample in samples}
-        fresh = [key for key in wanted if key not in self._features]
-        if len(self._features) + len(fresh) > REMEMBERED:
-            self._features, fresh = {}, list(wanted)
-        if fresh:
-            rows = self.features([wanted[key] for key in fresh])
-            self._features |= {key: row.clone() for key, row in zip(fresh, rows, strict=True)}
-        return torch.stack([self._features[content(sample)] for sample in samples])
-
-    @torch.no_grad()
-    def _chunk(self, samples: Sequence[Sample]) -> Tensor:
-        prompts = self._batcher.prompts(samples)
-        embedded = embedded_inputs(self._model, prompts).float().cpu()
-        there = prompts["attention_mask"].bool()
-        image = there & (prompts["input_ids"] == self._image_token)
-        parts = [_mean(embedded, image), _mean(embedded, there & ~image)]
-        return torch.stack(parts, dim=1)
+        return self.features.remembered(samples)
 
 
 Known = dict[str, Any]
@@ -218,39 +187,6 @@ class RoutedAnswerer:
 def _key(route: str, question: str, sample: Sample) -> str:
     text = repr((question, content(sample)))
     return f"{route} {hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
-
-
-class _Seen(Exception):  # noqa: N818  (it carries a value, it is no error)
-    def __init__(self, embeds: Tensor) -> None:
-        self.embeds = embeds
-
-
-def embedded_inputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """What the language model is given: text and projected media, [B, L, D].
-
-    Every vision-language model hands its language model `inputs_embeds`; the pass ends there.
-    """
-
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Seen(kwargs["inputs_embeds"])
-
-    weight = next(model.parameters())
-    inner = model.get_submodule(components.find(model)["language_model"][0])
-    hook = inner.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with components.evaluating(model):
-            model(**to_model(batch, device=weight.device, dtype=weight.dtype), use_cache=False)
-    except _Seen as seen:
-        return seen.embeds
-    finally:
-        hook.remove()
-    raise RuntimeError(f"{type(model).__name__} did not call its language model")
-
-
-def _mean(embedded: Tensor, where: Tensor) -> Tensor:
-    """Mean over the marked positions [B, D]; zero where a row has none."""
-    weight = where.unsqueeze(-1).float()
-    return (embedded * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
 def _fit(features: Tensor) -> dict[str, Tensor]:
