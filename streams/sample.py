@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 Role = Literal["system", "user", "assistant"]
-Scorer = Literal["yes_no", "exact", "rouge_l"]
+Scorer = Literal["yes_no", "exact", "contains", "first_letter", "vqa", "iou", "rouge_l"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Published streams from files in their official layouts, and wrappers that change a stream."""
+"""Published streams from files in their official layouts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_streams
 from PIL import Image as Pillow
 
-from clmm.study import Study
 from streams import catalog
 from streams.loading import StreamError, load_stream
+from streams.scoring import references
 from streams.settings import SettingError
 
 COIN = ["ScienceQA", "TextVQA", "ImageNet", "GQA", "VizWiz", "Grounding", "VQAv2", "OCR-VQA"]
@@ -138,7 +137,35 @@ def test_coin(coin: Path) -> None:
     assert test.provenance.item == "GQA: test.json, record 1 (line 2), turn 2"
     assert tasks["Grounding"].test[0].reference_text == "[0.1, 0.2, 0.5, 0.6]"
     assert "overlap" in tasks["Grounding"].description
-    assert {sample.scorer for task in stream.tasks for sample in task.test} == {"exact"}
+    scorers = {name: {sample.scorer for sample in task.test} for name, task in tasks.items()}
+    assert {name: found for name, found in scorers.items() if found != {"exact"}} == {
+        "ScienceQA": {"first_letter"}, "TextVQA": {"vqa"}, "ImageNet": {"contains"},
+        "Grounding": {"iou"},
+    }  # fmt: skip
+
+
+def test_what_ten_people_answered_counts(coin: Path) -> None:
+    spec = {"name": "coin", "folder": coin, "only": ["TextVQA"]}
+    (task,) = load_stream(spec).tasks
+    assert "against one answer, without TextVQA_0.5.1_val.json" in task.description
+    assert references(task.test[0]) == ("no",)
+    people = ["no"] * 2 + ["yes"] * 8
+    notes = coin / "cl_dataset" / "TextVQA" / "TextVQA_0.5.1_val.json"
+    write(notes, {"data": [{"question_id": 7, "answers": people}]})
+    (task,) = load_stream(spec).tasks
+    assert "without" not in task.description
+    assert references(task.test[0]) == tuple(people)
+    assert task.train[0].metadata == {}
+    write(notes, {"data": [{"question_id": 7}]})
+    assert "expected data, a list of question_id and answers" in fault(spec)
+
+
+def test_a_reference_without_a_box_is_refused(coin: Path) -> None:
+    place = coin / "Instructions_Original" / "Grounding"
+    record = asked("./Grounding/images/0.jpg")
+    write(place / "test.json", [{**record, "answer_bbox": "[0.1, 0.2]"}])
+    message = fault({"name": "coin", "folder": coin, "only": ["Grounding"]})
+    assert "'[0.1, 0.2]' holds no box" in message
 
 
 def test_coin_prefers_the_split_that_has_answers(coin: Path) -> None:
@@ -171,7 +198,9 @@ def test_ucit_with_captions_beside_it(ucit: Path) -> None:
     scorers = {name: {s.scorer for s in (*t.train, *t.test)} for name, t in tasks.items()}
     assert {name for name, found in scorers.items() if found == {"rouge_l"}} == {
         "VizWiz", "Flickr30k"}  # fmt: skip
-    assert [s.reference_text for s in tasks["Flickr30k"].test] == ["a ring", "two rings"]
+    flickr = tasks["Flickr30k"].test
+    assert [s.reference_text for s in flickr] == ["a ring", "two rings"]
+    assert [references(s) for s in flickr] == [("a ring", "one ring"), ("two rings", "rings")]
     assert [s.reference_text for s in tasks["CLEVR"].test] == ["no", "3"]
 
 
@@ -200,6 +229,8 @@ def test_dcl(dcl: Path) -> None:
     assert [task.name for task in tasks] == list(DCL)
     assert tasks[0].train[0].images[0].source == (dcl / "Domain_data/RS/images/0.png").resolve()
     assert tasks[0].train[0].images[0].source != tasks[1].train[0].images[0].source
+    scorers = [task.test[0].scorer for task in tasks]
+    assert scorers == ["contains", "contains", "contains", "exact", "exact"]
 
 
 def test_trace_is_text_and_its_prompts_stay_as_they_are(trace: Path) -> None:
@@ -208,7 +239,7 @@ def test_trace_is_text_and_its_prompts_stay_as_they_are(trace: Path) -> None:
     assert tasks[1].train[3].question == "train 3\nStance:"
     assert {len(task.train) for task in tasks} == {40}
     scorers = [task.test[0].scorer for task in tasks]
-    assert Counter(scorers) == {"exact": 4, "rouge_l": 4}
+    assert Counter(scorers) == {"exact": 4, "first_letter": 1, "rouge_l": 3}
 
 
 # Choices
@@ -295,92 +326,7 @@ def test_faults_of_captions_and_pictures(ucit: Path) -> None:
     assert "answer: must be a text, not None" in fault(spec)
 
 
-# Wrappers
-
-
-def test_an_order_by_names_and_by_seed() -> None:
-    base = tiny_streams.stream("a", "b", "c", "d")
-    by_name = load_stream({"name": "ordered", "of": base, "order": ["d", "b"]}).tasks
-    assert [task.name for task in by_name] == ["d", "b"]
-    assert by_name[0].train is base.tasks[3].train
-    orders = [
-        "".join(
-            task.name
-            for task in load_stream({"name": "ordered", "of": base, "order_seed": s}).tasks
-        )
-        for s in (0, 0, *range(1, 12))
-    ]
-    assert orders[0] == orders[1]
-    assert {"".join(sorted(order)) for order in orders} == {"abcd"}
-    assert len(set(orders)) > 4
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ({}, r"ordered\.order: give it or order_seed"),
-        ({"order": ["a"], "order_seed": 1}, "one of the two"),
-        ({"order": []}, "at least one"),
-        ({"order": ["a", "a"]}, "each task once"),
-        ({"order": ["coulor"]}, r"the stream has no task 'coulor'; did you mean colour\?"),
-        ({"order": ["a"], "of": "digitz"}, r"ordered\.of: .*did you mean digits\?"),
-        ({"order_seed": -1}, r"ordered\.order_seed"),
-    ],
-)
-def test_bad_orders_are_refused(spec: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingError, match=message):
-        load_stream({"name": "ordered", "of": tiny_streams.stream(), **spec})
-
-
-def test_blurring_exchanges_samples_of_neighbours_alone() -> None:
-    names = ("a", "bb", "ccc", "dddd")
-    base = tiny_streams.stream(*names, train=40)
-    spec = {"name": "blurred", "of": base, "share": 0.2, "seed": 3}
-    tasks = load_stream(spec).tasks
-    assert [task.name for task in tasks] == list(names)
-    counts = [Counter(s.id.split("-")[0] for s in task.train) for task in tasks]
-    assert counts == [
-        {"a": 36, "bb": 4}, {"a": 4, "bb": 32, "ccc": 4},
-        {"bb": 4, "ccc": 32, "dddd": 4}, {"ccc": 4, "dddd": 36},
-    ]  # fmt: skip
-    ids = [s.id for task in tasks for s in task.train]
-    assert sorted(ids) == sorted(s.id for task in base.tasks for s in task.train)
-    assert all(new.test is old.test for new, old in zip(tasks, base.tasks, strict=True))
-    assert ids == [s.id for task in load_stream(spec).tasks for s in task.train]
-    assert ids != [s.id for task in load_stream({**spec, "seed": 4}).tasks for s in task.train]
-
-
-def test_blurring_nothing_and_everything() -> None:
-    base = tiny_streams.stream("a", "b", "c", train=10)
-    for share, own in ((0, [10, 10, 10]), (1, [5, 0, 5])):
-        tasks = load_stream({"name": "blurred", "of": base, "share": share}).tasks
-        assert [sum(s.id[0] == t.name for s in t.train) for t in tasks] == own
-    with pytest.raises(SettingError, match=r"blurred\.of: needs two tasks or more; got a alone"):
-        load_stream({"name": "blurred", "of": tiny_streams.stream("a")})
-    with pytest.raises(SettingError, match=r"blurred\.share"):
-        load_stream({"name": "blurred", "of": base, "share": 1.1})
-
-
-def test_blurring_draws_no_picture_before_it_is_asked_for() -> None:
-    digits = {"name": "default", "train_items": 2000, "test_items": 10}
-    tasks = load_stream({"name": "blurred", "of": digits}).tasks
-    assert len(tasks[1].train) == 2000
-    assert all(one is None for one in tasks[1].train._made)  # type: ignore[attr-defined]
-
-
-def test_wrappers_nest_and_are_written_back() -> None:
-    spec = {
-        "name": "ordered",
-        "order_seed": 1,
-        "of": {"name": "blurred", "of": {"name": "default", "train_items": 20, "test_items": 10}},
-    }
-    study = Study.resolve({"strategies": ["sequential_lora"], "stream": spec})
-    first, again = load_stream(study.stream), load_stream(study.plain()["stream"])
-    assert [t.name for t in first.tasks] == [t.name for t in again.tasks]
-    assert [s.id for s in first.tasks[0].train] == [s.id for s in again.tasks[0].train]
-
-
 def test_every_named_stream_is_listed() -> None:
     lines = catalog.listing("streams.sources")
-    for name in ("coin", "ucit", "dcl", "trace", "ordered", "blurred"):
+    for name in ("coin", "ucit", "dcl", "trace"):
         assert len(lines[name]) > 20

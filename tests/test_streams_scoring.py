@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -9,11 +10,15 @@ import pytest
 from streams.sample import Answer, Provenance, Sample, Scorer, Text, ask
 from streams.scoring import (
     blind_floor,
+    box,
     normalise,
+    option,
+    overlap,
     rouge_l,
     score,
     score_all,
     task_figures,
+    vqa_accuracy,
     yes_or_no,
 )
 from streams.stream import Task
@@ -79,11 +84,97 @@ def test_outcomes() -> None:
         ("exact", "three", " ", 0, "invalid"),
         ("rouge_l", "a red ring", "a blue ring", 2 / 3, "partial"),
         ("rouge_l", "a red ring", "", 0, "invalid"),
+        ("contains", "the ring", "A ring, of course", 1, "correct"),
+        ("contains", "ring", "an earring", 0, "wrong"),
+        ("contains", "ring", "", 0, "invalid"),
+        ("first_letter", "B", "(b)", 1, "correct"),
+        ("first_letter", "B\nBecause", "A. It", 0, "wrong"),
+        ("first_letter", "B", "a ring", 0, "invalid"),
+        ("first_letter", "ring", "Ring.", 1, "correct"),
+        ("vqa", "ring", " ", 0, "invalid"),
     ]
     for scorer, reference, text, value, outcome in cases:
         found = score(sample("x", "?", reference, scorer), said("x", text))
         assert found.value == pytest.approx(value)
         assert found.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("b", "B"), ("(B)", "B"), ("B.", "B"), ("B: the ring", "B"), ("B, because", "B"),
+        ("A\nBecause it is.", "A"), ("**A**", "A"), ("The answer is B.", "B"), ("B - ring", "B"),
+        ("Answer: (C)", "C"), ("option D", "D"),
+        ("A ring", None), ("a ring", None), ("The answer is A dog", None), ("No", None),
+        ("I see a dog", None), ("", None), ("B ring", None), ("it's B", None),
+    ],
+)  # fmt: skip
+def test_an_option_is_read_strictly(text: str, letter: str | None) -> None:
+    assert option(text) == letter
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2, 5, 6]", "(1,2),(5,6)", "<box>(1, 2), (5, 6)</box>", "{<1><2><5><6>}", "1 2 5 6",
+        "<|box_start|>(1,2),(5,6)<|box_end|>", "The 2 dogs are at [1.0, 2, 5, 6.0].",
+    ],
+)  # fmt: skip
+def test_a_box_is_read_in_several_formats(text: str) -> None:
+    assert box(text) == (1, 2, 5, 6)
+    assert box("[1e-3, -.2, 5, +6]") == (0.001, -0.2, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2, 5]", "[1, 2, 5, 6, 7]", "[1, 2, 5, 6], [0, 0, 1, 1]", "[5, 6, 1, 2]",
+     "[1, 2, 1, 6]", "upper left", "[x-3, 2, 5, 6]", "[1-2, 2, 5, 6]"],
+)  # fmt: skip
+def test_what_is_not_one_box_is_not_guessed(text: str) -> None:
+    assert box(text) is None
+    found = score(sample("x", "?", "[0, 0, 1, 1]", "iou"), said("x", text))
+    assert found.outcome == "invalid"
+
+
+def test_overlap_of_boxes() -> None:
+    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert overlap((0, 0, 1, 1), (0, 0, 1, 1)) == 1
+    assert overlap((0, 0, 1, 1), (2, 2, 3, 3)) == overlap((0, 0, 1, 1), (1, 0, 2, 1)) == 0
+    item = sample("x", "?", "[0, 0, 1, 1]", "iou")
+    assert score(item, said("x", "[0, 0, 1, 0.51]")).outcome == "correct"
+    assert score(item, said("x", "[0, 0, 1, 0.5]")).outcome == "wrong"  # just half is too little
+
+
+def official_vqa(references: list[str], answer: str) -> float:
+    """VQA's own formula, written out: leave one person out, count the others who agree."""
+    values = []
+    for left_out in range(len(references)):
+        others = references[:left_out] + references[left_out + 1 :]
+        values.append(min(1, others.count(answer) / 3))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("agreeing", range(11))
+def test_vqa_accuracy_is_the_official_one(agreeing: int) -> None:
+    people = ["yes"] * agreeing + ["no"] * (10 - agreeing)
+    assert vqa_accuracy(people, "Yes.") == pytest.approx(official_vqa(people, "yes"))
+
+
+def test_few_people_cannot_outvote() -> None:
+    assert vqa_accuracy(["three"], "3") == vqa_accuracy(["one", "three"], "3") == 1
+    assert vqa_accuracy(["three"], "4") == 0
+
+
+def test_the_best_of_several_references_counts() -> None:
+    cases: list[tuple[Scorer, str, float]] = [
+        ("exact", "two rings", 1), ("exact", "rings", 0), ("rouge_l", "a ring here", 0.8),
+        ("contains", "I see two rings.", 1), ("vqa", "a ring", 1),
+    ]  # fmt: skip
+    for scorer, text, value in cases:
+        item = replace(
+            sample("x", "?", "a ring", scorer), metadata={"references": ("a ring", "two rings")}
+        )
+        assert score(item, said("x", text)).value == pytest.approx(value), (scorer, text)
 
 
 def test_answers_are_joined_by_id() -> None:

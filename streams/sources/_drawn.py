@@ -51,6 +51,13 @@ def generator(name: str, split: Split, seed: int, index: int) -> np.random.Gener
     return np.random.default_rng([zlib.crc32(f"streams/{name}/{split}".encode()), seed, index])
 
 
+def chosen(name: str, count: int, share: float, seed: int) -> dict[int, int]:
+    """A share of `count` training items, one at least: index → its place in the draw."""
+    rng = generator(name, "train", seed, count)  # the first number that is no item's
+    order = rng.permutation(count)[: max(1, round(share * count))].tolist()
+    return {index: place for place, index in enumerate(order)}
+
+
 def side(scene: Scene) -> Split:
     """A fifth of all scenes belongs to the test, by their content."""
     content = (sorted(map(repr, scene.things)), scene.background)

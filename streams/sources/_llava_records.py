@@ -8,14 +8,17 @@ Knows the format of a record and where its pictures lie; knows no task and no sp
 
 `image` is a path, a list of paths, or absent for a record of text alone; `images` means the same.
 Each `<image>` in a human turn stands for the next path. A first turn from `system` is allowed.
-Records of further fields are welcome; the fields are not read.
+`rejected`, a text, makes the record a preference pair: its last answer is preferred to that one,
+and the turns before are context alone. Further fields are not read; one whose name is close to
+that of a field that is missing is taken for a slip.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +33,9 @@ PLACEHOLDER = "<image>"
 SHOWN = 5
 _ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
 _SPACE = re.compile(r"[ \t\n\r]*")
+_KEYS = (("id",), ("image", "images"), ("conversations",), ("rejected",))
+"""The fields of a record; those of a group mean the same."""
+_TURN_KEYS = (("from",), ("value",))
 _ALIASES = {"user": "human", "assistant": "gpt", "bot": "gpt", "model": "gpt"}
 
 
@@ -72,6 +78,8 @@ class Record:
     pictures: tuple[Path, ...]
     names: tuple[str, ...]
     """The pictures' paths as they are written in the file: the same on every machine."""
+    rejected: tuple[Part, ...] = ()
+    """An answer liked less than the last one."""
 
 
 def read_records(file: Path, folders: Sequence[Path], problems: Problems) -> list[Record]:
@@ -198,13 +206,46 @@ def _json_fault(error: Exception, text: str, first_line: int) -> str:
 def _record(raw: Any, place: str, folders: Sequence[Path]) -> Record:
     if not isinstance(raw, dict):
         raise StreamError(f"a record must be an object, not {shown(raw)}")
+    refuse_slips(raw, _KEYS)
     identity = raw.get("id")
     if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
         raise StreamError(f"id: must be a text or a number, not {shown(identity)}")
     names = tuple(_picture_names(raw))
-    pictures = tuple(_find(name, folders) for name in names)
+    pictures = tuple(find_picture(name, folders) for name in names)
     turns = _turns(raw.get("conversations"), pictures)
-    return Record(id=str(identity), place=place, turns=turns, pictures=pictures, names=names)
+    return Record(
+        id=str(identity),
+        place=place,
+        turns=turns,
+        pictures=pictures,
+        names=names,
+        rejected=_rejected(raw, turns[-1].text),
+    )
+
+
+def refuse_slips(
+    raw: Mapping[str, Any], fields: Sequence[tuple[str, ...]], where: str = ""
+) -> None:
+    """Raises StreamError for a key that must be a misspelt one of `fields` that is missing."""
+    missing = [name for group in fields if not raw.keys() & group for name in group]
+    known = {name for group in fields for name in group}
+    for key in raw.keys() - known:
+        low = key.lower()
+        # Swapped letters count as near however short the word is.
+        swapped = [name for name in missing if sorted(name) == sorted(low)]
+        if near := swapped or difflib.get_close_matches(low, missing, n=1, cutoff=0.8):
+            raise StreamError(f"{where}{key}: no such field; did you mean {near[0]}?")
+
+
+def _rejected(raw: dict[str, Any], answer: str) -> tuple[Part, ...]:
+    if "rejected" not in raw:
+        return ()
+    text = raw["rejected"]
+    if not isinstance(text, str) or not text.strip() or PLACEHOLDER in text:
+        raise StreamError(f"rejected: must be an answer of text alone, not {shown(text)}")
+    if text.strip() == answer.strip():
+        raise StreamError("rejected: is the same as the last answer")
+    return (Text(text=text),)
 
 
 def _picture_names(raw: dict[str, Any]) -> list[str]:
@@ -217,7 +258,8 @@ def _picture_names(raw: dict[str, Any]) -> list[str]:
     return names
 
 
-def _find(name: str, folders: Sequence[Path]) -> Path:
+def find_picture(name: str, folders: Sequence[Path]) -> Path:
+    """Raises StreamError when none of the folders has it."""
     found = [path for folder in folders if (path := inside(folder, name)).is_file()]
     if not found:
         looked = " or ".join(str(folder) for folder in folders)
@@ -232,6 +274,8 @@ def _turns(raw: Any, pictures: Sequence[Path]) -> tuple[Message, ...]:
     turns: list[Message] = []
     for number, turn in enumerate(raw, start=1):
         where = f"conversations, turn {number}"
+        if isinstance(turn, dict):
+            refuse_slips(turn, _TURN_KEYS, f"{where}: ")
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise StreamError(f"{where}: must have a from and a value of text; got {shown(turn)}")
         role = _role(turn.get("from"), where)

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +26,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from streams.catalog import nearest
 from streams.sample import Provenance, Sample, Scorer
+from streams.scoring import box
 from streams.settings import SettingError
 from streams.sources._llava_records import (
     PLACEHOLDER,
@@ -55,7 +59,11 @@ class Row:
     answer: str = "answer"
     """The field with a test record's answer."""
     captions: str | None = None
-    """A file beside the test file, in COCO's format, whose n-th image is the n-th record's."""
+    """A file beside the test file, in COCO's format, whose n-th image is the n-th record's. All its
+    captions of an image count as references."""
+    people: str | None = None
+    """A file among the pictures, in TextVQA's format, with what several people answered to the
+    test questions, by `question_id`. Without it the one answer of the record counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +114,15 @@ class Official:
                 name=row.task,
                 train=self._samples(row, "train", files[row.task, "train"]),
                 test=self._samples(row, "test", files[row.task, "test"]),
-                description=f"scored by {row.scorer}; as published: {row.published}",
+                description=self._description(row, files[row.task, "test"]),
             )
             for row in rows
         )
+
+    def _description(self, row: Row, test: Path) -> str:
+        lacking = row.people and not self._people_file(row, test)
+        against = f" against one answer, without {row.people}" if lacking else ""
+        return f"scored by {row.scorer}{against}; as published: {row.published}"
 
     def picture_folders(self, row: Row, file: Path) -> list[Path]:
         """Where the pictures of the records in `file` are looked up."""
@@ -134,12 +147,12 @@ class Official:
         numbered = list(enumerate(raw_records(file, problems), start=1))
         if not numbered and not problems.found:
             problems.add(file.name, "holds no record")
-        captions = _captions(file.parent / row.captions, problems) if row.captions else {}
+        references = self._references(row, file, numbered, problems) if split == "test" else {}
         problems.check()
 
         def as_llava(value: Any) -> Any:
             number, raw = value
-            default = captions.get(number) if split == "test" else None
+            default = next(iter(references.get(str(number), ())), None) if row.captions else None
             return _as_llava(raw, number, self.question, row.answer, default)
 
         chosen = [numbered[index] for index in self._chosen(len(numbered), row, split)]
@@ -147,8 +160,37 @@ class Official:
         folders = self.picture_folders(row, file)
         records = list(sound_records(rows, folders, problems, as_llava))
         self.check(records, problems)
+        for record in records if row.scorer == "iou" and split == "test" else ():
+            if not box(record.turns[-1].text):
+                reason = f"{shown(record.turns[-1].text)} holds no box [left, top, right, bottom]"
+                problems.add(record.place, reason)
         problems.check()
-        return [sample for record in records for sample in self._asked(row, split, record)]
+        return [
+            sample
+            for record in records
+            for sample in self._asked(row, split, record, references.get(record.id, ()))
+        ]
+
+    def _references(
+        self, row: Row, file: Path, numbered: list[tuple[int, Any]], problems: Problems
+    ) -> Mapping[str, tuple[str, ...]]:
+        """Record number, from 1 → all answers that count, for records that have several."""
+        if row.captions:
+            return _captions(file.parent / row.captions, problems)
+        found = _people(self._people_file(row, file), problems)
+        by_record = {
+            str(number): found.get(str(raw.get("question_id")))
+            for number, (_, raw) in numbered
+            if isinstance(raw, dict)
+        }
+        return {number: texts for number, texts in by_record.items() if texts}
+
+    def _people_file(self, row: Row, file: Path) -> Path | None:
+        folders = self.picture_folders(row, file) if row.people else []
+        places = [
+            folder / place / str(row.people) for folder in folders for place in (row.task, ".")
+        ]
+        return next((path for path in places if path.is_file()), None)
 
     def _chosen(self, count: int, row: Row, split: Split) -> list[int]:
         """Indices in the order of the file. A larger draw holds the smaller ones."""
@@ -157,7 +199,9 @@ class Official:
         order = np.random.default_rng([stream, self.seed]).permutation(count)
         return sorted(order[:items].tolist())
 
-    def _asked(self, row: Row, split: Split, record: Record) -> list[Sample]:
+    def _asked(
+        self, row: Row, split: Split, record: Record, references: tuple[str, ...]
+    ) -> list[Sample]:
         """A sample for each answer of the conversation, with the turns before it as context."""
         about = min(record.names, default=f"{split}/{record.id}")
         return [
@@ -172,6 +216,11 @@ class Official:
                 ),
                 scorer=row.scorer,
                 cluster=f"{row.task}/{about}",
+                metadata=MappingProxyType(
+                    {"references": references}
+                    if references and turn == len(record.turns) - 1
+                    else {}
+                ),
             )
             for turn, message in enumerate(record.turns)
             if message.role == "assistant"
@@ -232,16 +281,33 @@ def _as_llava(raw: Any, number: int, question: str, answer: str, default: str | 
     return {"id": number, **pictures, "conversations": turns}
 
 
-def _captions(file: Path, problems: Problems) -> Mapping[int, str]:
-    """Image number, from 1 → its first caption; empty when there is no such file."""
-    if not file.is_file():
-        return {}
+def _captions(file: Path, problems: Problems) -> Mapping[str, tuple[str, ...]]:
+    """Image number, from 1 → its captions; empty when there is no such file."""
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    with _format(file, problems, "annotations, a list of image_id and caption"):
+        for one in _json(file)["annotations"] if file.is_file() else ():
+            captions[str(int(one["image_id"]))].append(str(one["caption"]))
+    return {image: tuple(texts) for image, texts in captions.items()}
+
+
+def _people(file: Path | None, problems: Problems) -> Mapping[str, tuple[str, ...]]:
+    """Question id → what people answered to it; empty without a file."""
+    found: dict[str, tuple[str, ...]] = {}
+    if file is not None:
+        with _format(file, problems, "data, a list of question_id and answers"):
+            for one in _json(file)["data"]:
+                found[str(one["question_id"])] = tuple(str(said) for said in one["answers"])
+    return found
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text("utf-8-sig"))
+
+
+@contextmanager
+def _format(file: Path, problems: Problems, expected: str) -> Iterator[None]:
+    """What goes wrong in the block is a problem of the file."""
     try:
-        captions: dict[int, str] = {}
-        for one in json.loads(file.read_text("utf-8-sig"))["annotations"]:
-            captions.setdefault(int(one["image_id"]), str(one["caption"]))
+        yield
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        expected = "expected annotations, a list of image_id and caption"
-        problems.add(file.name, f"{type(error).__name__}: {error}; {expected}")
-        return {}
-    return captions
+        problems.add(file.name, f"{type(error).__name__}: {error}; expected {expected}")

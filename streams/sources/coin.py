@@ -9,10 +9,11 @@ Model", arXiv 2403.08350. Reads the layout of its repository, zackschen/CoIN:
 
 For the instructions of another type, `folder: …/Instructions_Type2` and `image_folder`.
 
-Every task is scored by `exact` against the one answer in its test record. The authors do so too
-for VizWiz, VQAv2, OCR-VQA, GQA and ScienceQA (by its letter); they forgive more in ImageNet (one
-text holds the other), TextVQA (ten annotators) and Grounding (boxes that overlap by half), so
-those three come out lower here.
+Tasks are scored as the authors do: ScienceQA by the option's letter, TextVQA by VQA's accuracy
+against ten annotators (in TextVQA_0.5.1_val.json among the pictures; without that file, against the
+one answer of the record), Grounding by boxes that overlap by half, the others by `exact`. Apart
+from theirs: in ImageNet the answer must hold the class's name, where the authors also take a part
+of the name; letters and boxes are read as `streams/scoring.py` says.
 """
 
 from __future__ import annotations
@@ -38,14 +39,32 @@ class Coin(Pictured):
     )
     image_roots: ClassVar[tuple[str, ...]] = ("cl_dataset", ".")
     rows: ClassVar[tuple[Row, ...]] = (
-        Row(task="ScienceQA", places=("ScienceQA",), published="the option's letter"),
-        Row(task="TextVQA", places=("TextVQA",), test=_TEST, published="VQA's, ten annotators"),
-        Row(task="ImageNet", places=("ImageNet",), published="one text holds the other"),
+        Row(
+            task="ScienceQA",
+            places=("ScienceQA",),
+            scorer="first_letter",
+            published="the option's letter",
+        ),
+        Row(
+            task="TextVQA",
+            places=("TextVQA",),
+            test=_TEST,
+            scorer="vqa",
+            published="VQA's, ten annotators",
+            people="TextVQA_0.5.1_val.json",
+        ),
+        Row(
+            task="ImageNet",
+            places=("ImageNet",),
+            scorer="contains",
+            published="one text holds the other",
+        ),
         Row(task="GQA", places=("GQA",)),
         Row(task="VizWiz", places=("VizWiz",), test=_TEST),
         Row(
             task="Grounding",
             places=("Grounding",),
+            scorer="iou",
             published="boxes overlap by half",
             answer="answer_bbox",
         ),

@@ -8,9 +8,9 @@ Reads the layout of its repository, bjzhb666/MLLM-CL, which Ghy0501/MCITlib shar
     RS/images/…      pictures, whose paths begin at RS/
     Med/ AD/ Sci/ Fin/    the same
 
-Every task is scored by `exact`. The authors do so too for finance and most of science; for remote
-sensing, medicine and driving the answer need only occur in what is said, so those come out lower
-here. Questions are asked as they stand in the file: the authors' evaluation appends to those of
+Finance and science are scored by `exact`, as the authors do but for science's maps; remote sensing,
+medicine and driving by `contains`, where the authors look for letters and not for whole words.
+Questions are asked as they stand in the file: the authors' evaluation appends to those of
 finance how to answer.
 """
 
@@ -19,8 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from streams.sample import Scorer
 from streams.sources._official import Pictured, Row
 
+_CONTAINS: Scorer = "contains"
 _OCCURS = "the answer occurs in what is said"
 
 
@@ -31,9 +33,9 @@ class Dcl(Pictured):
     title: ClassVar[str] = "MLLM-DCL"
     roots: ClassVar[tuple[str, ...]] = (".", "Domain_data")
     rows: ClassVar[tuple[Row, ...]] = (
-        Row(task="remote-sensing", places=("RS",), published=_OCCURS),
-        Row(task="medical", places=("Med",), published=_OCCURS),
-        Row(task="driving", places=("AD",), published=_OCCURS),
+        Row(task="remote-sensing", places=("RS",), scorer=_CONTAINS, published=_OCCURS),
+        Row(task="medical", places=("Med",), scorer=_CONTAINS, published=_OCCURS),
+        Row(task="driving", places=("AD",), scorer=_CONTAINS, published=_OCCURS),
         Row(task="science", places=("Sci",), published="exact match; maps by share of states"),
         Row(task="finance", places=("Fin",)),
     )

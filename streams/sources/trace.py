@@ -5,10 +5,10 @@ arXiv 2310.06762. Reads the layout of its repository, BeyonderXX/TRACE:
 
     TASK/train.json, TASK/test.json    lists of {"prompt": …, "answer": …}; eval.json is not read
 
-or these folders under LLM-CL-Benchmark_5000/, as they are published. C-STANCE, FOMC and the two
-NumGLUE are scored by `exact`, as the authors do; the others by `rouge_l`, where the authors take
-ROUGE-L and BLEU for MeetingBank, edit similarity for Py150, SARI for 20Minuten, and the answer's
-first letter for ScienceQA, whose answers go on with the reasons.
+or these folders under LLM-CL-Benchmark_5000/, as they are published. As the authors do, C-STANCE,
+FOMC and the two NumGLUE are scored by `exact`, and ScienceQA, whose answers go on with the reasons,
+by `first_letter`; the others by `rouge_l`, where the authors take ROUGE-L and BLEU for MeetingBank,
+edit similarity for Py150 and SARI for 20Minuten.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ class Trace(Official):
             published="ROUGE-L and BLEU",
         ),
         Row(task="Py150", places=("Py150",), scorer=_ROUGE, published="edit similarity"),
-        Row(task="ScienceQA", places=("ScienceQA",), scorer=_ROUGE, published="first letter"),
+        Row(
+            task="ScienceQA",
+            places=("ScienceQA",),
+            scorer="first_letter",
+            published="first letter",
+        ),
         Row(task="NumGLUE-cm", places=("NumGLUE-cm",)),
         Row(task="NumGLUE-ds", places=("NumGLUE-ds",)),
         Row(task="20Minuten", places=("20Minuten",), scorer=_ROUGE, published="SARI"),

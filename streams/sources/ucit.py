@@ -10,8 +10,9 @@ and the one that Ghy0501/MCITlib makes of it:
     datasets/TASK/…                     pictures
 
 (MCITlib: TASK/train.json and TASK/test.json without `instructions`.) VizWiz and Flickr30k, which
-are captions, are scored by `rouge_l` against the first reference, where the authors average
-BLEU, METEOR, ROUGE-L and CIDEr against all; the others by `exact`, as the authors do.
+are captions, are scored by `rouge_l` against the best of all captions of the picture, where the
+authors average BLEU, METEOR, ROUGE-L and CIDEr against them; the others by `exact`, as the authors
+do.
 """
 
 from __future__ import annotations
