@@ -71,10 +71,12 @@ class Assessor:
         seen: Sequence[str],
         oracle: Oracle,
         report: Callable[[float], None] = lambda share: None,
+        mixed: bool = False,
         workers: int = 1,
     ) -> Assessment:
         """Everything at once. `seen` are the names of the tasks trained on so far; `report` is
-        told which share of the tasks and probes has been asked, by `workers` processes."""
+        told which share of the tasks and probes has been asked, by `workers` processes. `mixed`:
+        a route is named, but more than its weights answer."""
         parts: list[Task | _Drawn] = [*self.stream.tasks, *self._probes]
         asked = side_by_side(
             lambda part: self._ask(model, part),
@@ -106,7 +108,7 @@ class Assessor:
                 | {drawn.name: given for drawn, (given, _) in runs}
             ),
             routing_accuracy=sum(routed) / len(routed) if routed else None,
-            oracle=self._through_oracle(own, oracle),
+            oracle=self._through_oracle(own, oracle, anew=mixed),
         )
 
     def _ask(self, model: Answering, part: Task | _Drawn) -> tuple[Sequence[Answer], ProbeScores]:
@@ -123,17 +125,17 @@ class Assessor:
         return task_scores(task, answers, floor=self._floors[task.name])
 
     def _through_oracle(
-        self, own: Sequence[tuple[str, Sequence[Answer]]], oracle: Oracle
+        self, own: Sequence[tuple[str, Sequence[Answer]]], oracle: Oracle, *, anew: bool
     ) -> dict[str, float]:
-        """Accuracy of each seen task through its own adapter. An item that the router sent there
-        anyway is not asked again: greedy answers are the same."""
+        """Accuracy of each seen task through its own adapter. Unless `anew`, an item that the
+        router sent there anyway is not asked again: greedy answers are the same."""
         found = {}
         tasks = {task.name: task for task in self.stream.tasks}
         for name, given in own:
             model = oracle(name)
             if model is None:
                 continue
-            astray = [i for i, answer in enumerate(given) if answer.route != name]
+            astray = [i for i, answer in enumerate(given) if anew or answer.route != name]
             answers = list(given)
             samples = [tasks[name].test[i] for i in astray]
             again = model.answer(samples, max_new_tokens=self._max_new_tokens) if samples else []

@@ -30,6 +30,7 @@ from clmm.study import Study
 from clmm.workers import Job, can_fork, run_jobs, side_by_side
 from reports.lock import locked
 from reports.run_folder import RunFolder
+from streams import leaks
 from streams.loading import load_stream
 from streams.settings import SettingError
 
@@ -100,6 +101,7 @@ class Experiment:
             items=materials.assessor.items,
             trainable=dict(zip(self.study.labels, materials.trainable, strict=True)),
             total=sum(p.numel() for p in materials.loaded.model.parameters()),
+            leaks=leaks.summary(materials.stream, materials.alignment),
         )
 
     def run(self, folder: str | Path, *, display: bool | None = None) -> Result:
@@ -125,6 +127,8 @@ class Experiment:
                 for number in range(len(self.study.strategies))
             ]
             with Display({lane.title: len(lane.stages) for lane in lanes}, shown=shown) as screen:
+                if main:
+                    screen.say(run.provenance()[-1]["leaks"])
                 if matched := _matched(self.study.labels, materials.trainable):
                     screen.say(matched)
                 workers = self._workers()
@@ -140,6 +144,7 @@ class Experiment:
     def _open(self, run: RunFolder, materials: Materials) -> None:
         """Refuses a folder that holds another configuration, model or data."""
         tasks = materials.stream.tasks
+        before = run.provenance()[-1:] if run.exists else []
         record = provenance.record(
             seeds=self.study.seeds,
             model={"name": materials.loaded.name, "revision": materials.loaded.revision},
@@ -149,14 +154,17 @@ class Experiment:
                 "asked": provenance.hash_samples(materials.assessor.samples()),
             },
         )
-        for before in run.provenance()[-1:] if run.exists else []:
+        for earlier in before:
             for key in ("hashes", "model"):
-                if before.get(key) != record[key]:
+                if earlier.get(key) != record[key]:
                     raise SettingError(
                         f"{run.path}: the {'data' if key == 'hashes' else 'model'} changed since "
-                        f"this run began: {before.get(key)} before, {record[key]} now; give "
+                        f"this run began: {earlier.get(key)} before, {record[key]} now; give "
                         "another folder"
                     )
+        known = [one["leaks"] for one in before if "leaks" in one]
+        found = known[0] if known else leaks.summary(materials.stream, materials.alignment)
+        record["leaks"] = found
         run.open(self.study.plain(), record)
 
     def _forks(self) -> bool:

@@ -232,6 +232,7 @@ class Lane:
             seen=[name for names in self.stages[:stage] for name in names],
             oracle=partial(learner.oracle_answering, batch_size=size),
             report=lambda share: report({**scoring, "share": share}),
+            mixed=learner.mixes_routes,
         )
         learner.save_answers(self.run.stage(self.label, self.seed, stage).checkpoint)
         cost["scoring_seconds"] = time.perf_counter() - started

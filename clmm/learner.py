@@ -147,9 +147,13 @@ class Learner:
     @property
     def answers_as_trained(self) -> bool:
         """Whether the trained weights answer every sample, as they are."""
-        method = self._method
-        routed = method.router is not None or method.answering is not None
-        return not routed and getattr(method.weights, "as_trained", False)
+        routed = self._method.router is not None or self.mixes_routes
+        return not routed and getattr(self._method.weights, "as_trained", False)
+
+    @property
+    def mixes_routes(self) -> bool:
+        """Whether answers come from more than the weights of the route that they name."""
+        return self._method.answering is not None
 
     @property
     def stored_bytes(self) -> int:

@@ -94,6 +94,8 @@ def hash_samples(samples: Iterable[Sample]) -> str:
             digest.update(b"\0" + _bytes(part))
         for part in sample.rejected:
             digest.update(b"\0rejected\0" + _bytes(part))
+        for text in sample.metadata.get("references", ()):
+            digest.update(f"\0also\0{text}".encode())
         if sample.plain:
             digest.update(b"\0plain")
     return digest.hexdigest()

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from clmm.answering import Answerer
 from clmm.batching import Batcher, content
-from clmm.routing_features import LEARNT as LEARNT
 from clmm.routing_features import Features, evenly, image_and_text, image_token
-from clmm.routing_features import embedded_inputs as embedded_inputs
 from clmm.strategy import BASE, Router, Weights
 from streams.sample import Answer, Sample, Text
 

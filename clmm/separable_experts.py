@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from clmm import components
 from clmm.experts import ExpertLinear, ExpertLora
-from clmm.routing import FLOOR, LEARNT
-from clmm.routing_features import Features
+from clmm.routing import FLOOR
+from clmm.routing_features import LEARNT, Features
 from streams.sample import Answer, Sample
 
 GATES_FILE = "gates.safetensors"

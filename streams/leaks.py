@@ -64,21 +64,24 @@ class Leak:
         return f"{self.kind}, {self.distance} bits{answer}: {self.second} is in {self.first}"
 
 
-def check(stream: Stream) -> list[Leak]:
-    """Each test item of the stream that some task trains on, with its closest training sample."""
+def check(stream: Stream, alignment: Sequence[Sample] = ()) -> list[Leak]:
+    """Each test item of the stream that is trained on, with its closest training sample.
+
+    Trained on are the samples of all tasks, which are all that a memory can hold, and `alignment`.
+    """
     return between(
-        {f"{task.name} train": task.train for task in stream.tasks},
+        {f"{task.name} train": task.train for task in stream.tasks} | {"alignment": alignment},
         {f"{task.name} test": task.test for task in stream.tasks},
     )
 
 
-def summary(stream: Stream) -> str:
+def summary(stream: Stream, alignment: Sequence[Sample] = ()) -> str:
     """What `check` found, in a line for people.
 
     For the default stream some 5 seconds of one core, beside those that its pictures take to draw,
     which a study needs anyway.
     """
-    found = check(stream)
+    found = check(stream, alignment)
     exact = [leak for leak in found if leak.kind == "exact"]
     near = [leak for leak in found if leak.kind == "near"]
     count = f"{len(exact):,}" if exact else "none"

@@ -54,6 +54,32 @@ def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_leak_guard_speaks_before_and_after(finished: Path, study: Path, capsys: Any) -> None:
+    expected = "leaks: none of"
+    assert cli.main(["validate", str(study)]) == 0
+    assert expected in capsys.readouterr().out
+    assert {s["leaks"] for s in RunFolder(finished).provenance()} == {
+        line for line in [RunFolder(finished).provenance()[0]["leaks"]] if expected in line
+    }
+    assert "in a training set" in (finished / "report.html").read_text("utf-8")
+
+
+def test_a_copy_in_the_training_set_is_named(tiny_llava: Path, tmp_path: Path) -> None:
+    import tiny_streams
+
+    from streams.stream import Stream, Task
+
+    (task,) = tiny_streams.stream("colour", train=6, test=3).tasks
+    copied = Task(name=task.name, train=[*task.train, task.test[1]], test=task.test[:2])
+    plan = Experiment(
+        model=tiny_llava,
+        stream=Stream(name="leaky", tasks=(copied,)),
+        strategies=["sequential_lora"],
+        probes=[],
+    ).plan()
+    assert plan.leaks.startswith("leaks: 1 of 2 test items in a training set, the first is colour")
+
+
 def _kept(folder: Path) -> dict[str, Any]:
     """All that a run found, without what it cost."""
     found: dict[str, Any] = {}

@@ -30,7 +30,13 @@ class Limits:
     title: ClassVar[str] = "Limits"
 
     def render(self, report: Report, swatches: Sequence[Markup]) -> Markup:
-        limits = [*_seeds(report), *_unfinished(report), *_unmeasured(report), *_always(report)]
+        limits = [
+            *_seeds(report),
+            *_unfinished(report),
+            *_unmeasured(report),
+            *_leaks(report),
+            *_always(report),
+        ]
         return markup.render(TEMPLATE, limits=limits)
 
 
@@ -80,6 +86,13 @@ def _unmeasured(report: Report) -> Iterator[tuple[str, str]]:
             f"For {series(sorted(undecided))} some strategy has too few items to tell drift from "
             "chance: neither harm nor its absence is shown.",
         )
+
+
+def _leaks(report: Report) -> Iterator[tuple[str, str]]:
+    for run in report.runs:
+        for session in run.folder.provenance()[-1:]:
+            if "leaks" in session:
+                yield "Copies.", f"{str(session['leaks']).removeprefix('leaks: ').capitalize()}."
 
 
 def _always(report: Report) -> Iterator[tuple[str, str]]:

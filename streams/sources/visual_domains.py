@@ -9,6 +9,9 @@ as models are pre-trained on. What is new is how pictures look; each domain says
   "a ring and a star";
 - `textures`: one shape of the generated world with a pattern: "a striped ring".
 
+Plain text is new to the embedded model, so an epoch of LoRA is too little to learn it from: tune
+all weights, `strategies: [sequential_full]` and `train: {epochs: 3, learning_rate: 0.001}`.
+
 A caption is right when all of it is. The attribute pairs that are held out for the probes occur
 in no caption, and the test digits are those of `digits`.
 """
