@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY.yaml", help="a study file, or default")
+    parser.add_argument("study", metavar="STUDY.yaml", help="a study file, default or comparison")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -310,14 +310,15 @@ class Written:
 
 
 def read(source: str | Path, overrides: Sequence[str] = ()) -> Written:
-    """A study file, or `default` for the packaged one, with `key=value` overrides applied."""
+    """A study file, or a packaged one by its name, with `key=value` overrides applied."""
     path = Path(source)
-    if str(source) == DEFAULT_STUDY and not path.is_file():
-        packaged = resources.files("clmm") / "studies" / f"{DEFAULT_STUDY}.yaml"
-        path = Path(str(packaged))
+    folder = Path(str(resources.files("clmm"))) / "studies"
+    packaged = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if str(source) in packaged and not path.is_file():
+        path = packaged[str(source)]
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        hint = catalog.nearest(str(source), [*near, DEFAULT_STUDY])
+        hint = catalog.nearest(str(source), [*near, *packaged])
         raise SettingError(f"{source}: there is no such study file{hint}")
     try:
         text = path.read_text("utf-8")
