@@ -363,7 +363,7 @@ class Learner:
             self._method.weights,
             answerer,
             oracle=oracle,
-            known=self._known if self._method.routes_stay else None,
+            known=self._known if self._method.routes_stay and self.resumable else None,
         )
 
     def _tasks(self, stage: int) -> list[Any]:

@@ -80,9 +80,7 @@ def leader(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.filterwarnings("ignore:no answer of the model")
 @pytest.mark.parametrize("strategy", SHARING, ids=lambda s: type(s).__name__)
-def test_a_taken_first_stage_is_the_trained_one(
-    strategy: Any, leader: Any, tmp_path: Path
-) -> None:
+def test_a_taken_first_stage_is_the_trained_one(strategy: Any, leader: Any, tmp_path: Path) -> None:
     folder, key = leader
     with tiny_runs.learner(strategy) as one:
         assert one.first_stage == key
