@@ -206,3 +206,21 @@ def test_the_plain_form_is_yaml_without_workers() -> None:
 def test_what_cannot_run_is_refused_when_it_is_read(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingError, match=says):
         Study.resolve(settings)
+
+
+@pytest.mark.parametrize("name", ["default", "comparison", "others"])
+def test_packaged_studies_go_by_their_names(name: str) -> None:
+    found = read(name).study()
+    assert found.model == "nano"
+    assert len(set(found.labels)) == len(found.strategies)
+
+
+def test_the_packaged_studies_name_every_strategy() -> None:
+    from streams import catalog
+
+    named = set()
+    for study in ("comparison", "others"):
+        for strategy in read(study).study().strategies:
+            named |= {type(part).__module__ for part in (strategy, *getattr(strategy, "of", ()))}
+    everyone = {f"clmm.strategies.{name}" for name in catalog.names("clmm.strategies")}
+    assert everyone - named == set()
