@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "docs" / "comparison.json"
-NUMBER = re.compile(r"[+-]?[\d,]+(?:\.\d+)?")
+NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?")
 SCALES = {"training, s": 1, "stored, MiB": 2**-20, "trainable parameters": 1}
 
 
