@@ -74,9 +74,10 @@ class Answerer:
         """
         settings = self._greedy(max_new_tokens)
         settings.do_sample, settings.temperature, settings.top_k = True, temperature, 0
-        settings.num_return_sequences = count
+        # Not by num_return_sequences: it repeats pictures one by one, not sample by sample.
+        rows = [sample for sample in samples for _ in range(count)]
         with self._asking():
-            batch = self._to_model(self.batcher.prompts(samples))
+            batch = self._to_model(self.batcher.prompts(rows))
             written = self.model.generate(**batch, generation_config=settings)
         written = written[:, batch["input_ids"].shape[1] :]
         stop, ids = set(settings.eos_token_id), []

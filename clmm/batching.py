@@ -68,6 +68,9 @@ class Batcher:
         self.pad_id: int = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.turns.end_id
         )
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= {getattr(processor, "image_token_id", None)} - {None}
+        self._special = torch.tensor(sorted(special), dtype=torch.int64)
         self._encode_images = encode_images
         self._cache: OrderedDict[Hashable, Prompt] = OrderedDict()
         self._cache_bytes, self._cache_limit = 0, cache_bytes
@@ -79,7 +82,8 @@ class Batcher:
         """Right-padded rows of prompt, reference and end token; only the last two have labels.
 
         `answers` are token ids to put in the references' place, such as sampled ones. Of an
-        interleaved document all text after its message has labels, no image has.
+        interleaved document all text after its message has labels, no special token has: they
+        stand for images and their borders.
 
         Raises SampleError when a row has no label or `max_length` leaves no room for the answer.
         """
@@ -92,8 +96,8 @@ class Batcher:
         ]
         prompts = self.encode([w or sample for sample, w in zip(samples, whole, strict=True)])
         heads = [
-            len(self.encode([sample])[0].ids) if document else None
-            for sample, document in zip(samples, whole, strict=True)
+            self._head(sample) if document else len(prompt.ids)
+            for sample, document, prompt in zip(samples, whole, prompts, strict=True)
         ]
         return self._joined(samples, prompts, targets, heads, cut=True)
 
@@ -183,6 +187,10 @@ class Batcher:
             raise SampleError(f"{_name(sample)}: the processor refused it: {error}") from error
         ids = raw["input_ids"][0].long().numpy()
         per_token = {key: raw[key][0].numpy() for key in TOKEN_KEYS if key in raw}
+        if not len(ids):
+            # Nothing is given and the tokenizer has no start token: as behind another document.
+            ids = np.array([self.turns.end_id])
+            per_token = {key: np.zeros(1, dtype=np.int64) for key in per_token}
         rest = {"input_ids", "attention_mask", *TOKEN_KEYS}
         media = {key: value for key, value in raw.items() if key not in rest}
         for key, value in media.items():
@@ -246,6 +254,11 @@ class Batcher:
             sample, messages=(replace(message, parts=(*message.parts, *sample.reference)),)
         )
 
+    def _head(self, sample: Sample) -> int:
+        """How many tokens a document's message has; none where all of it is to be learnt."""
+        given = sample.messages[0].images or sample.messages[0].text
+        return len(self.encode([sample])[0].ids) if given else 0
+
     def _reference_ids(self, sample: Sample) -> tuple[int, ...]:
         text = sample.reference_text
         if not text.strip():
@@ -258,15 +271,14 @@ class Batcher:
         samples: Sequence[Sample],
         prompts: Sequence[Prompt],
         targets: Sequence[Sequence[int]],
-        heads: Sequence[int | None] | None = None,
+        heads: Sequence[int] | None = None,
         *,
         cut: bool,
     ) -> Batch:
-        """Rows of prompt and target; labels from each head's length on, else from the prompt's."""
-        rows, starts = [], []
-        for i, (sample, prompt, ids) in enumerate(zip(samples, prompts, targets, strict=True)):
+        """Rows of prompt and target; targets have labels, and text behind `heads` tokens."""
+        rows = []
+        for sample, prompt, ids in zip(samples, prompts, targets, strict=True):
             row = np.concatenate([prompt.ids, ids])
-            head = heads[i] if heads else None
             if self.max_length is not None and len(row) > self.max_length:
                 if not cut or len(prompt.ids) >= self.max_length:
                     _refuse(
@@ -281,13 +293,13 @@ class Batcher:
                 )
                 row = row[: self.max_length]
             rows.append(row)
-            starts.append(len(prompt.ids) if head is None else head)
         batch = self._collate(prompts, rows, left=False)
-        width = batch["input_ids"].shape[1]
-        place = torch.arange(width)
-        learnt = (place >= torch.tensor(starts)[:, None]) & batch["attention_mask"].bool()
-        if heads and (image := getattr(self.processor, "image_token_id", None)) is not None:
-            learnt &= batch["input_ids"] != image
+        place = torch.arange(batch["input_ids"].shape[1])
+        learnt = place >= torch.tensor([len(prompt.ids) for prompt in prompts])[:, None]
+        if heads is not None:
+            text = ~torch.isin(batch["input_ids"], self._special)
+            learnt |= (place >= torch.tensor(heads)[:, None]) & text
+        learnt &= batch["attention_mask"].bool()
         batch["labels"] = batch["input_ids"].masked_fill(~learnt, IGNORED)
         return batch
 

@@ -155,8 +155,8 @@ class Mixture:
     `rank` of `world` sees every world-th sample.
 
     `online`: one exact pass. A batch holds `batch_size` samples of the stage's own, the last one
-    those that are left; extras come on top, so that they have their shares of what results, and
-    closing batches follow.
+    those that are left; extras come on top, so that they have their exact shares of all that
+    results, and closing batches follow.
     """
 
     own: AvalancheDataset[Any]
@@ -182,9 +182,11 @@ class Mixture:
         """
         if not len(closing) or not share:
             return self
-        count = max(1, round(share * self.steps))
         if self.online:
-            return replace(self, closing=(closing, count), steps=self.steps + count)
+            own = self.steps - (self.closing[1] if self.closing else 0)
+            count = max(1, round(share / (1 - share) * own))
+            return replace(self, closing=(closing, count), steps=own + count)
+        count = max(1, round(share * self.steps))
         if count >= self.steps:
             raise ValueError(
                 f"{share} of {self.steps} updates, at the end of the stage, leave none for the "
@@ -200,9 +202,8 @@ class Mixture:
         fresh = 1 - sum(share for _, share in self.extras)
         if self.online and fresh <= 0:
             raise ValueError("online: what is mixed in leaves no room for new samples; take less")
-        whole = self.batch_size / fresh if self.online else self.batch_size
         extras = [
-            (_endless(data, self.seed, number), share * whole)
+            (_endless(data, self.seed, number), share / fresh if self.online else share)
             for number, (data, share) in enumerate(self.extras, start=1)
         ]
         closing, last = self.closing or (self.own, 0)
@@ -212,10 +213,13 @@ class Mixture:
                 rows = [next(end) for _ in range(self.batch_size)]
                 yield self.own.collate_fn(rows[self.rank :: self.world])
                 continue
+            start = step * self.batch_size
+            stop = start + self.batch_size
+            if self.online:
+                stop = min(stop, len(self.own))
             # Without the small term, 10 × 0.1 could fall short of 1.
-            counts = [int((step + 1) * n + 1e-9) - int(step * n + 1e-9) for _, n in extras]
-            left = len(self.own) - step * self.batch_size
-            new = min(self.batch_size, left) if self.online else self.batch_size - sum(counts)
+            counts = [int(stop * rate + 1e-9) - int(start * rate + 1e-9) for _, rate in extras]
+            new = stop - start if self.online else self.batch_size - sum(counts)
             rows = [next(own) for _ in range(new)]
             for (source, _), count in zip(extras, counts, strict=True):
                 rows += [next(source) for _ in range(count)]

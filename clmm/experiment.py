@@ -20,7 +20,7 @@ import torch
 from clmm import provenance
 from clmm.answering import Answerer
 from clmm.assessment import Assessor, keep
-from clmm.lane import Lane, Materials
+from clmm.lane import Lane, Materials, wait_for_all
 from clmm.learner import batcher_of
 from clmm.loading import Loaded, load
 from clmm.plan import Plan
@@ -119,7 +119,7 @@ class Experiment:
             materials = self.check()
             if main:
                 self._open(run, materials)
-            _wait_for_all()
+            wait_for_all()
             shown = main and (sys.stdout.isatty() if display is None else display)
             lanes = [
                 Lane(run=run, materials=materials, number=number, seed=seed, main=main)
@@ -290,11 +290,6 @@ def _processes(study: Study) -> Iterator[bool]:
 
     on_cpu = study.device == "cpu" or not torch.cuda.is_available()
     yield bool(PartialState(cpu=on_cpu).is_main_process)
-
-
-def _wait_for_all() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _cores() -> int:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import torch
+
 from clmm.assessment import Assessment, Assessor, keep
 from clmm.batching import Batcher
 from clmm.learner import Learner
@@ -170,6 +172,7 @@ class Lane:
         if leader is not None:
             with turn():
                 pass  # comes when the leader's first stage is done, or never will be
+            wait_for_all()  # the main process may still be writing what the leader found
         if leader is not None and leader.began():
             self._follow(leader, learner, folder, report, turn)
             return
@@ -190,19 +193,23 @@ class Lane:
     ) -> None:
         """The first stage as the leader has trained it and, if both answer alike, scored it.
 
-        Its cost is what it would be alone.
+        Its cost is what it would be alone: the leader's updates, and what comes before and after
+        them here.
         """
         theirs = leader.run.stage(leader.label, leader.seed, 1)
         scores: dict[str, Any] = dict(theirs.read_scores())
         task, before = scores["task"], scores["cost"]
+        # The leader may have trained its other stages too.
+        updates = [event for event in theirs.read_events() if event["stage"] == 1]
+        shared = {**before, "seconds": updates[-1]["seconds"]} if updates else before
         with turn():
             own = learner.train_stage(1, like=theirs.checkpoint)
             learner.save(folder.checkpoint)
             if self.main:
-                folder.append_events(*theirs.read_events())
+                folder.append_events(*updates)
         cost = {
             **own,
-            **{key: own[key] + before[key] for key in ("seconds", "steps", "samples")},
+            **{key: own[key] + shared[key] for key in ("seconds", "steps", "samples")},
             "peak_memory_bytes": max(own["peak_memory_bytes"], before["peak_memory_bytes"]),
             "scoring_seconds": before["scoring_seconds"],
             "shared_with": leader.label,
@@ -260,6 +267,12 @@ def _recorded(folder: StageFolder, report: Report, *, note: str, main: bool) -> 
         yield event
     finally:
         flush()
+
+
+def wait_for_all() -> None:
+    """Until all processes of torchrun are here; at once where there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _summary(task: str | None, tasks: Mapping[str, Any], cost: dict[str, Any]) -> str:

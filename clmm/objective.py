@@ -79,6 +79,6 @@ def of(spec: Any, *, where: str) -> Objective:
     from streams.settings import SettingError, from_spec
 
     made: Objective = from_spec("clmm.objectives", spec, where=where)
-    if not callable(getattr(made, "loss", None)) or not callable(getattr(made, "rows", None)):
+    if not all(callable(getattr(made, name, None)) for name in ("check", "rows", "size", "loss")):
         raise SettingError(f"{where}: {made!r} is no objective; see clmm/objectives")
     return made

@@ -126,6 +126,7 @@ class NamingRouter:
                     learning_rate=self._learning_rate or self.settings.learning_rate,
                     epochs=self._epochs,
                     steps=None,
+                    online=False,
                 ),
                 seed=self._context.seed,
                 find_unused_parameters=not all(sample.images for sample in samples),

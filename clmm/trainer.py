@@ -239,7 +239,6 @@ class Trainer(SupervisedTemplate):
             if self._stop_training:
                 break
             self._unpack_minibatch()
-            self.samples += len(self.mb_x) * self.world
             self.steps += 1
             self._before_training_iteration(**kwargs)
             for group in self.optimizer.param_groups:
@@ -270,6 +269,7 @@ class Trainer(SupervisedTemplate):
             size = self._objectives[number].size(part)
             counts[number] += torch.tensor([size, len(part)], dtype=torch.float64)
         sizes, samples = self._over_processes(counts).T.tolist()
+        self.samples += int(sum(samples))
         total = torch.zeros((), device=self.device)
         for number, part, task_labels in parts:
             last, objective = part is parts[-1][1], self._objectives[number]

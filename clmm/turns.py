@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -84,12 +85,11 @@ class Turns:
     def render(self, sample: Sample) -> str:
         """The prompt's text: all turns and the opening of the assistant's next one.
 
-        Of a plain sample its words and image tokens, one after another.
+        Of a plain sample its words and what stands for its images, one after another.
         """
         if sample.plain:
-            image: str = getattr(self.processor, "image_token", "")
             parts = sample.messages[0].parts
-            return "".join(image if isinstance(part, Image) else part.text for part in parts)
+            return "".join(self.image if isinstance(part, Image) else part.text for part in parts)
         turns = [
             {
                 "role": message.role,
@@ -103,6 +103,22 @@ class Turns:
             for message in sample.messages
         ]
         return _render(self.processor, self.template, turns, opening=True)
+
+    @cached_property
+    def image(self) -> str:
+        """What stands for an image: some templates put marks around the image token.
+
+        The image token itself where the template moves images to another place.
+        """
+        parts: list[dict[str, str]] = [
+            {"type": "text", "text": _MARK},
+            {"type": "image"},
+            {"type": "text", "text": _MARK},
+        ]
+        turn = {"role": "user", "content": parts}
+        written = _render(self.processor, self.template, [turn], opening=False)
+        found = written.partition(_MARK)[2].partition(_MARK)[0].strip()
+        return found or getattr(self.processor, "image_token", "")
 
     def adds_special_tokens(self, rendered: str) -> bool:
         """False where the template already wrote the start token."""

@@ -13,7 +13,7 @@ from test_batching import MIXED, loss_sum, sample
 
 from clmm.answering import Answerer
 from clmm.batching import Batcher, SampleError
-from clmm.components import merged
+from clmm.components import find, merged
 from clmm.learner import Learner
 from clmm.loading import Loaded, load
 from clmm.strategies.sequential_lora import SequentialLora
@@ -61,6 +61,22 @@ def test_an_answer_is_the_greedy_choice_token_by_token(loaded: Loaded) -> None:
             batch[key] = torch.cat([batch[key], more], dim=1)
     expected = loaded.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert answerer(loaded).answer([item], max_new_tokens=4)[0].text == expected
+
+
+def test_drawn_answers_see_their_own_pictures(loaded: Loaded) -> None:
+    """Two pictures beside one: all rows of a sample are the same, and those of the sample alone."""
+    seen: list[torch.Tensor] = []
+
+    def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["inputs_embeds"])
+
+    inner = loaded.model.get_submodule(find(loaded.model)["language_model"][0])
+    hook = inner.register_forward_pre_hook(note, with_kwargs=True)
+    several = [sample(3, images=2), sample(4)]
+    for count in (1, 2):
+        answerer(loaded).draw(several, count=count, temperature=1.0, max_new_tokens=1)
+    hook.remove()
+    torch.testing.assert_close(seen[1], seen[0].repeat_interleave(2, dim=0))
 
 
 @pytest.mark.parametrize("share", [True, False, None])

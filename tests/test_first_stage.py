@@ -146,6 +146,10 @@ def test_a_study_trains_a_shared_stage_once(workers: int, tmp_path: Path) -> Non
     for name in followers:
         assert shared[name]["cost"]["shared_with"] == "sequential_lora"
         assert shared[name]["cost"]["steps"] == 2
+        # One line an update: none of the leader's later stages.
+        folder = tmp_path / "shared" / name.partition("/")[0] / "seed-0"
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        assert [event["stage"] for event in events] == [1, 1, 2, 2]
     for name in ("o_lora", "task_arithmetic"):
         for place, alone in scores(name, name=name).items():
             both = shared[place]

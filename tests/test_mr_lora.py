@@ -183,6 +183,11 @@ def test_under_autocast_it_trains_and_answers() -> None:
         assert one.routing_accuracy() is not None
 
 
+def test_the_router_takes_its_own_passes_where_stages_take_one() -> None:
+    with learner(ROUTED, steps=None, online=True) as one:
+        assert set(one._method.router.routes(MIXED)) <= {"colour", "yes"}  # type: ignore[union-attr]
+
+
 def test_it_takes_replay_but_brings_its_own_weights() -> None:
     with learner(Combined(of=(ROUTED, {"name": "replay", "budget": 4}))) as one:
         answers = one.answering().answer(MIXED, max_new_tokens=1)

@@ -11,10 +11,12 @@ earlier stages left it, and no second model in memory but a copy of the trained 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from streams.sample import Text
 from streams.settings import SettingError
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Dpo:
     """Weight of the preferred answer's own loss."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
+        if not 0 < self.beta < math.inf:
             raise SettingError(f"dpo.beta: must be above 0; got {self.beta!r}")
         if self.kind not in ("sigmoid", "ipo"):
             raise SettingError(f"dpo.kind: must be sigmoid or ipo; got {self.kind!r}")
@@ -47,24 +49,29 @@ class Dpo:
             raise SettingError(
                 f"dpo.label_smoothing: must be from 0 to below 0.5; got {self.label_smoothing!r}"
             )
-        if self.sft < 0:
-            raise SettingError(f"dpo.sft: must not be negative; got {self.sft!r}")
+        if self.label_smoothing and self.kind != "sigmoid":
+            raise SettingError(
+                f"dpo.label_smoothing: is for kind sigmoid, not {self.kind}; "
+                f"got {self.label_smoothing!r}"
+            )
+        if not 0 <= self.sft < math.inf:
+            raise SettingError(f"dpo.sft: must be 0 or more; got {self.sft!r}")
 
     def check(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
-            if not sample.rejected:
+            if not any(isinstance(part, Text) and part.text.strip() for part in sample.rejected):
                 raise ValueError(
                     f"sample {sample.id}: dpo needs a rejected answer and it has none; take the "
                     "stream `preferences`, or give its records a `rejected` key"
                 )
 
     def rows(self, examples: Examples, actor: Actor) -> Examples:
-        """The preferred answers, then the rejected ones."""
-        rejected = [
-            replace(sample, id=f"{sample.id}/rejected", reference=sample.rejected)
+        """Two rows a sample: with the preferred answer, then with the rejected one."""
+        pairs = [
+            (sample, replace(sample, id=f"{sample.id}/rejected", reference=sample.rejected))
             for sample in examples.samples
         ]
-        return examples.like([*examples.samples, *rejected])
+        return examples.like([row for pair in pairs for row in pair])
 
     def size(self, examples: Examples) -> int:
         return len(examples)
@@ -78,17 +85,17 @@ class Dpo:
         lengths = row_sums(tokens.new_ones(len(tokens)), rows)
         loss = self.of_pairs(now, then, lengths)
         if self.sft:
-            loss = loss - self.sft * (now / lengths).chunk(2)[0].mean()
+            loss = loss - self.sft * (now / lengths)[::2].mean()
         return loss
 
     def of_pairs(self, now: Tensor, then: Tensor, lengths: Tensor) -> Tensor:
-        """The mean over pairs: log-likelihoods [2·pairs], the preferred first, and lengths."""
+        """The mean over pairs: log-likelihoods [2·pairs] of preferred, rejected, …, and lengths."""
         from torch.nn.functional import logsigmoid
 
         ratio = now - then
         if self.kind == "ipo":
-            better, worse = (ratio / lengths).chunk(2)
+            better, worse = (ratio / lengths).view(-1, 2).unbind(dim=1)
             return (better - worse - 1 / (2 * self.beta)).square().mean()
-        better, worse = (self.beta * ratio).chunk(2)
+        better, worse = (self.beta * ratio).view(-1, 2).unbind(dim=1)
         margin, smooth = better - worse, self.label_smoothing
         return -((1 - smooth) * logsigmoid(margin) + smooth * logsigmoid(-margin)).mean()

@@ -10,6 +10,7 @@ new probabilities is needed. Each sample costs k rows; `train.micro_batch_size` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,9 +42,9 @@ class Rloo:
         name = type(self).__name__.lower()
         if self.samples < 2:
             raise SettingError(f"{name}.samples: needs two answers to compare; got {self.samples}")
-        if self.beta < 0:
-            raise SettingError(f"{name}.beta: must not be negative; got {self.beta!r}")
-        if self.temperature <= 0:
+        if not 0 <= self.beta < math.inf:
+            raise SettingError(f"{name}.beta: must be 0 or more; got {self.beta!r}")
+        if not 0 < self.temperature < math.inf:
             raise SettingError(f"{name}.temperature: must be above 0; got {self.temperature!r}")
         if self.max_new_tokens < 1:
             raise SettingError(
