@@ -88,7 +88,7 @@ class Batcher:
         Raises SampleError when a row has no label or `max_length` leaves no room for the answer.
         """
         if answers is not None:
-            return self._joined(samples, self.encode(samples), answers, cut=False)
+            return self._joined(samples, self.encode(samples), answers, cut=True)
         whole = [self._whole(sample) for sample in samples]
         targets = [
             (self.turns.end_id,) if document else self._reference_ids(sample)

@@ -101,7 +101,7 @@ class Experiment:
             items=materials.assessor.items,
             trainable=dict(zip(self.study.labels, materials.trainable, strict=True)),
             total=sum(p.numel() for p in materials.loaded.model.parameters()),
-            leaks=leaks.summary(materials.stream, materials.alignment),
+            leaks=leaks.summary(materials.stream, materials.mixed_in),
         )
 
     def run(self, folder: str | Path, *, display: bool | None = None) -> Result:
@@ -150,7 +150,7 @@ class Experiment:
             model={"name": materials.loaded.name, "revision": materials.loaded.revision},
             hashes={
                 "train": provenance.hash_samples(s for task in tasks for s in task.train),
-                "alignment": provenance.hash_samples(materials.alignment),
+                "alignment": provenance.hash_samples(materials.mixed_in),
                 "asked": provenance.hash_samples(materials.assessor.samples()),
             },
         )
@@ -163,7 +163,7 @@ class Experiment:
                         "another folder"
                     )
         known = [one["leaks"] for one in before if "leaks" in one]
-        found = known[0] if known else leaks.summary(materials.stream, materials.alignment)
+        found = known[0] if known else leaks.summary(materials.stream, materials.mixed_in)
         record["leaks"] = found
         run.open(self.study.plain(), record)
 

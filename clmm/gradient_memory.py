@@ -27,6 +27,7 @@ class GradientMemory(Memory):
     the memory is drawn with probability C_i / Σ C and replaced with probability C_i / (C_i + c).
     """
 
+    supervised_only = True
     supports_distributed = False  # processes would have to agree on every cosine's sign
 
     def __init__(

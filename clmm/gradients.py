@@ -126,6 +126,7 @@ class AverageProjection:
     """An Avalanche plugin: g ← g − (g·r / r·r)·r where g·r < 0; r is a memory batch's gradient."""
 
     plain_first_stage = True
+    supervised_only = True
 
     def __init__(self, memory: Memory, *, batch_size: int | None) -> None:
         self._memory, self._batch_size = memory, batch_size
@@ -153,6 +154,7 @@ class EpisodicProjection:
     """An Avalanche plugin: the nearest gradient that opposes that of no task in the memory."""
 
     plain_first_stage = True
+    supervised_only = True
 
     def __init__(self, memory: Memory, *, margin: float) -> None:
         self._memory, self._margin = memory, margin

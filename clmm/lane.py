@@ -17,7 +17,7 @@ import torch
 
 from clmm.assessment import Assessment, Assessor, keep
 from clmm.batching import Batcher
-from clmm.learner import Learner
+from clmm.learner import STATE_FILE, Learner
 from clmm.loading import Loaded
 from clmm.strategy import Stages
 from clmm.study import Study
@@ -38,6 +38,7 @@ class Built:
     first_stage: Hashable | None
     """As `clmm.learner.Learner.first_stage`, and the next too."""
     answers_as_trained: bool
+    mixed_in: tuple[Sample, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,12 @@ class Materials:
         return tuple(self._built(number) for number in range(len(self.study.strategies)))
 
     @property
+    def mixed_in(self) -> tuple[Sample, ...]:
+        """Samples of no task that some strategy trains on, and the study's alignment samples."""
+        found = [self.alignment, *(one.mixed_in for one in self.built)]
+        return tuple({id(sample): sample for part in found for sample in part}.values())
+
+    @property
     def trainable(self) -> tuple[int, ...]:
         """Parameters that each strategy trains in a stage."""
         return tuple(one.trainable for one in self.built)
@@ -69,6 +76,7 @@ class Materials:
                     trainable=learner.trainable_parameters,
                     first_stage=learner.first_stage,
                     answers_as_trained=learner.answers_as_trained,
+                    mixed_in=learner.mixed_in,
                 )
         except (SettingError, ValueError) as error:
             label = self.study.labels[number]
@@ -137,6 +145,11 @@ class Lane:
         """Whether the first stage is done."""
         return self.run.stage(self.label, self.seed, 1).done
 
+    def saved(self) -> bool:
+        """Whether the first stage's weights are still there."""
+        folder = self.run.stage(self.label, self.seed, 1).checkpoint
+        return (folder / STATE_FILE).is_file()
+
     @property
     def unfinished(self) -> bool:
         return self.done < len(self.stages)
@@ -173,7 +186,7 @@ class Lane:
             with turn():
                 pass  # comes when the leader's first stage is done, or never will be
             wait_for_all()  # the main process may still be writing what the leader found
-        if leader is not None and leader.began():
+        if leader is not None and leader.began() and leader.saved():
             self._follow(leader, learner, folder, report, turn)
             return
         # Short turns leave the last run little time alone.

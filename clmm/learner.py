@@ -11,8 +11,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from clmm.answering import Answerer
 from clmm.batching import Batcher
 from clmm.checkpoint import joined, parted
 from clmm.objectives.sft import Sft
-from clmm.routing import Known, RoutedAnswerer
+from clmm.routing import Known, RoutedAnswerer, RoutingAccuracy
 from clmm.strategy import BASE, Context, Prefixed, Stages, Stateful, Strategy
 from clmm.training import TrainSettings, derived_seed
 from safety.answering import Answering
@@ -39,22 +39,6 @@ if TYPE_CHECKING:
     from clmm.trainer import Trainer
 
 STATE_FILE, TENSORS_FILE, ANSWERS_FILE = "state.json", "state.safetensors", "answers.json"
-ROUTING_GATE = 0.9
-"""Less than this share of own-task test items at their adapter: routing has failed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingAccuracy:
-    """How many test items of the tasks learnt so far reach their own adapter."""
-
-    by_task: Mapping[str, float]
-    """Task → share of its test items."""
-    accuracy: float
-    """Over all those items."""
-
-    @property
-    def failed(self) -> bool:
-        return self.accuracy < ROUTING_GATE
 
 
 class Learner:
@@ -149,6 +133,12 @@ class Learner:
         """Whether the trained weights answer every sample, as they are."""
         routed = self._method.router is not None or self.mixes_routes
         return not routed and getattr(self._method.weights, "as_trained", False)
+
+    @property
+    def mixed_in(self) -> tuple[Sample, ...]:
+        """Samples that belong to no task and that a plugin mixes into every stage."""
+        found = [getattr(plugin, "mixed_in", ()) for plugin in self._method.plugins]
+        return tuple(sample for samples in found for sample in samples)
 
     @property
     def mixes_routes(self) -> bool:
@@ -331,8 +321,11 @@ class Learner:
                 seed=self.seed,
                 plugins=[*self._method.plugins, *self._stock],
                 objectives=self._objectives,
+                # Samples without an image leave a projector without a gradient.
                 find_unused_parameters=not all(
-                    s.images for t in self.stream.tasks for s in t.train
+                    s.images
+                    for samples in (*(t.train for t in self.stream.tasks), self.mixed_in)
+                    for s in samples
                 ),
             )
             self._trainer.clock.train_exp_counter = stage - 1

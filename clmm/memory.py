@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from clmm.strategy import Context
 from clmm.training import derived_seed
-from streams.sample import Sample
+from streams.sample import Part, Sample, Text
 from streams.settings import SettingError
 from streams.stream import Stream
 
@@ -170,6 +169,7 @@ class Alignment:
             )
         self._context, self._share, self._mode = context, share, mode
         self.plain_first_stage = not share
+        self.mixed_in = context.alignment if share else ()
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
         from clmm.benchmark import ALIGNMENT, dataset
@@ -192,12 +192,20 @@ def named(ids: Sequence[str], pool: Any) -> Any:
 
 def sample_bytes(sample: Sample) -> int:
     """What keeping a sample costs: its images and its text."""
-    return prompt_bytes(sample) + len(sample.reference_text.encode())
+    return prompt_bytes(sample) + _bytes((*sample.reference, *sample.rejected))
 
 
 def prompt_bytes(sample: Sample) -> int:
-    """The same without the reference."""
-    images = [image.source for image in sample.images]
-    return sum(len(message.text.encode()) for message in sample.messages) + sum(
-        s.nbytes if isinstance(s, np.ndarray) else Path(s).stat().st_size for s in images
-    )
+    """The same without the answers."""
+    return sum(_bytes(message.parts) for message in sample.messages)
+
+
+def _bytes(parts: Sequence[Part]) -> int:
+    total = 0
+    for part in parts:
+        if isinstance(part, Text):
+            total += len(part.text.encode())
+        else:
+            source = part.source
+            total += source.nbytes if isinstance(source, np.ndarray) else source.stat().st_size
+    return total

@@ -37,14 +37,15 @@ class OwnAnswers(Reservoir):
         """Sample id → what the model answered."""
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
-        from clmm.benchmark import dataset
+        from clmm.benchmark import ALIGNMENT, dataset
 
         rows = [self.buffer[i] for i in range(len(self.buffer))]
         usable = [row for row in rows if self._usable(self.answers[row[0].id])]
         if rows and not usable:
             warnings.warn("no answer of the model can be replayed: all are empty", stacklevel=2)
         samples = [self._answered(row[0]) for row in usable]
-        data = dataset(samples, [row[-1] for row in usable], self._batcher)
+        # Whatever their task's objective, own answers are imitated.
+        data = dataset(samples, [ALIGNMENT] * len(samples), self._batcher)
         strategy.dataloader = strategy.dataloader.mixed_with(data, self._share)
 
     def update(self, data: Any, strategy: Any) -> None:

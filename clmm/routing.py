@@ -7,7 +7,8 @@ on the batch it came in, and the oracle is not a router: it is told the task.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ class PrototypeRouter:
 
     def _remembered(self, samples: Sequence[Sample]) -> Tensor:
         return self.features.remembered(samples)
+
+
+ROUTING_GATE = 0.9
+"""Less than this share of own-task test items at their adapter: routing has failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingAccuracy:
+    """How many test items of the tasks learnt so far reach their own adapter."""
+
+    by_task: Mapping[str, float]
+    """Task → share of its test items."""
+    accuracy: float
+    """Over all those items."""
+
+    @property
+    def failed(self) -> bool:
+        return self.accuracy < ROUTING_GATE
 
 
 Known = dict[str, Any]

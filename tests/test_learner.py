@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 
 from clmm.answering import Answerer
-from clmm.learner import Learner, RoutingAccuracy
+from clmm.learner import Learner
 from clmm.loading import load
+from clmm.routing import RoutingAccuracy
 from clmm.strategies.isolated_lora import IsolatedLora
 from clmm.strategies.replay import Replay
 from clmm.strategies.sequential_full import SequentialFull

@@ -70,3 +70,8 @@ def test_what_it_cannot_use_is_refused_before_training(settings: Any, message: s
 def test_a_share_is_a_share() -> None:
     with pytest.raises(SettingError, match=r"reblend\.share"):
         Reblend(source=WORDS, share=1.5)
+
+
+def test_what_is_mixed_in_is_known() -> None:
+    with tiny_runs.learner(Reblend(source=WORDS)) as one:
+        assert [sample.id for sample in one.mixed_in] == [f"yes-train-{i}" for i in (1, 3, 5, 7)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from clmm.strategy import Context, Method, Tuned, Weights
+from clmm.strategy import Context, Method, Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,10 @@ class Individual(Tuned):
 class _Afresh:
     """Weights that every stage begins from the base."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Any) -> None:
         self._weights = weights
+        # Attributes of its own: a protocol does not see what `__getattr__` finds.
+        self.as_trained, self.trains, self.take = weights.as_trained, weights.trains, weights.take
 
     def begin(self, task: str) -> None:
         self._weights.restore()
