@@ -47,8 +47,11 @@ def test_names() -> None:
     }  # fmt: skip
     assert asked_for <= set(known)
     for name in known:
-        needed = {"of": ["isolated_lora", "replay"]} if name == "combined" else {}
-        spec = {"name": name, **needed}
+        needed = {
+            "combined": {"of": ["isolated_lora", "replay"]},
+            "reblend": {"source": "requests"},
+        }
+        spec = {"name": name, **needed.get(name, {})}
         strategy = settings.from_spec("clmm.strategies", spec, where="strategies[0]")
         assert all(isinstance(stage, tuple) for stage in strategy.stages(["a", "b"]))
 

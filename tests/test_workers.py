@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,12 +62,51 @@ def test_only_so_many_turns_at_a_time() -> None:
 def test_the_next_turn_goes_to_the_job_that_had_fewest() -> None:
     states = {"works": 3, "waits": 2, "waits too": 1, "idle": 0}
     running: list[Any] = [
-        SimpleNamespace(state=name.split()[0], turns=turns, events=SimpleNamespace(send=str))
+        SimpleNamespace(
+            state=name.split()[0],
+            turns=turns,
+            events=SimpleNamespace(send=str),
+            job=Job(name=name, work=_count),
+        )
         for name, turns in states.items()
     ]
     _grant(running, 2)
     assert [one.state for one in running] == ["works", "waits", "works", "idle"]
     assert [one.turns for one in running] == [3, 2, 2, 0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_waits_for_what_it_builds_on_or_for_its_end(fails: bool, tmp_path: Path) -> None:
+    made, seen = tmp_path / "made", tmp_path / "seen"
+
+    def first(report: Report, turn: Turn) -> None:
+        with turn():
+            time.sleep(0.3)
+            if fails:
+                raise ValueError("no")
+            made.touch()
+        time.sleep(60 if not fails else 0)  # it goes on for long
+
+    def second(report: Report, turn: Turn) -> None:
+        with turn():
+            seen.write_text(str(made.exists()))
+        report({"seen": True})
+
+    jobs = [
+        Job(name="first", work=first),
+        Job(name="second", work=second, after="first", ready=made.exists),
+    ]
+
+    def stop(name: str, event: dict[str, Any]) -> None:
+        if event.get("seen") and not fails:
+            raise KeyboardInterrupt
+
+    if fails:
+        assert [f.name for f in run_jobs(jobs, workers=2, on_event=stop)] == ["first"]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run_jobs(jobs, workers=2, on_event=stop)
+    assert seen.read_text() == str(not fails)
 
 
 def test_a_killed_job_is_a_failure_that_says_how() -> None:
