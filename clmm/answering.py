@@ -16,6 +16,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from clmm import key_value_cache
 from clmm.batching import IGNORED, Batch, Batcher, SampleError, to_model
 from clmm.components import evaluating, merged
 from clmm.objective import Drawn
@@ -163,7 +164,7 @@ class Answerer:
         rows = torch.tensor(owner, device=mask.device)
         sums = _summed(seen.logits[rows], labels[:, :1])
         if labels.shape[1] > 1:
-            cache = seen.past_key_values
+            cache = key_value_cache.given(seen)
             cache.reorder_cache(rows)
             given = labels[:, :-1]
             there = given != IGNORED
@@ -172,8 +173,8 @@ class Answerer:
                 input_ids=given.masked_fill(~there, self.batcher.pad_id),
                 attention_mask=torch.cat([mask[rows], there.to(mask.dtype)], dim=1),
                 position_ids=positions[rows, -1:] + steps,
-                past_key_values=cache,
                 use_cache=True,
+                **{key_value_cache.NAME: cache},
             ).logits
             sums = sums + _summed(logits, labels[:, 1:])
         flat = iter(sums.tolist())

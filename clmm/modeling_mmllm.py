@@ -117,7 +117,6 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -128,6 +127,7 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         `input_ids` [B, L] with one placeholder per visual token; `pixel_values` [images, 3, H, W]
         or `image_features` [images, n, d_X] in reading order; `labels` [B, L], −100 is ignored.
+        A key–value cache is among `kwargs`, under the name that transformers gives it.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -137,7 +137,6 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from clmm import components
+from clmm import components, key_value_cache
 from clmm.batching import Batch, to_model
 from clmm.prompts import decoder_of
 
@@ -77,7 +77,7 @@ class Prefixes:
         return torch.cat([prefix[:, 0], key], dim=2), torch.cat([prefix[:, 1], value], dim=2)
 
     def _choose(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = key_value_cache.given(kwargs)
         if self.on and not (cache is not None and cache.get_seq_length()):
             given = kwargs.get("inputs_embeds")
             self._now = self._prefixes(len(kwargs["input_ids"] if given is None else given))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clmm import components
+from clmm import components, key_value_cache
 from clmm.batching import Batch, to_model
 
 
@@ -84,7 +84,7 @@ class Insertion:
         self._now = None
         if not self.on:
             return None
-        cache = kwargs.get("past_key_values")
+        cache = key_value_cache.given(kwargs)
         seen = cache.get_seq_length() if cache is not None else 0
         if seen:
             return args, kwargs | _counted(seen, kwargs)

@@ -11,6 +11,7 @@ import torch
 from test_batching import MIXED
 from transformers import DynamicCache
 
+from clmm import key_value_cache
 from clmm.answering import Answerer
 from clmm.batching import Batcher
 from clmm.loading import Loaded, load
@@ -53,7 +54,8 @@ def test_logits_are_those_of_a_cache_that_was_there(loaded: Loaded, left: bool) 
     with torch.no_grad():
         seen = torch.cat([mask.new_ones(len(MIXED), 3), mask], dim=1)
         expected = model(
-            **batch | {"attention_mask": seen}, position_ids=positions, past_key_values=cache
+            **batch | {"attention_mask": seen, key_value_cache.NAME: cache},
+            position_ids=positions,
         ).logits
         prefixes = Prefixes(model, drawn)
         found = model(**batch, position_ids=positions).logits

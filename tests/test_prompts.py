@@ -12,6 +12,7 @@ import torch
 from test_batching import MIXED
 from torch import Tensor
 
+from clmm import key_value_cache
 from clmm.answering import Answerer
 from clmm.batching import Batcher
 from clmm.loading import Loaded, load
@@ -147,7 +148,7 @@ def test_positions_given_under_left_padding_are_the_text_s(prompted: Any) -> Non
                 input_ids=torch.full((len(MIXED), 2), 7),
                 attention_mask=torch.cat([mask, mask.new_ones(len(MIXED), 2)], dim=1),
                 position_ids=positions[:, -1:] + torch.tensor([1, 2]),
-                past_key_values=seen.past_key_values,
+                **{key_value_cache.NAME: key_value_cache.given(seen)},
             )
         one.append(torch.cat([seen.logits[:, -1:], more.logits], dim=1))
     torch.testing.assert_close(*one, atol=1e-5, rtol=0)

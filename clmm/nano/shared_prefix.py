@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
 
+from clmm import key_value_cache
+
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
@@ -40,9 +42,10 @@ def answer_loss(
     """
     rows, length = prefix_embeds.shape[:2]
     mask = torch.arange(length) < prefix_lengths[:, None]
-    cache = language_model(
+    seen = language_model(
         inputs_embeds=prefix_embeds, attention_mask=mask, use_cache=True, logits_to_keep=1
-    ).past_key_values
+    )
+    cache = key_value_cache.given(seen)
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     assert layers[0][0].shape[0] == rows
     total = prefix_embeds.new_zeros((), dtype=torch.float32)
@@ -61,10 +64,10 @@ def answer_loss(
             own.update(keys[source], values[source], index)
         logits = language_model(
             input_ids=ids,
-            past_key_values=own,
             attention_mask=torch.cat([mask[source], torch.ones_like(ids, dtype=torch.bool)], 1),
             position_ids=prefix_lengths[source, None] + torch.arange(width),
             use_cache=True,
+            **{key_value_cache.NAME: own},
         ).logits
         total = total + functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1),
