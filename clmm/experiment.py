@@ -89,7 +89,7 @@ class Experiment:
                 max_new_tokens=study.max_new_tokens,
             ),
         )
-        assert materials.built, "every strategy is built here, so that what refuses refuses now"
+        _ = materials.built  # every strategy, so that what refuses refuses now
         return materials
 
     def plan(self) -> Plan:

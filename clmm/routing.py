@@ -80,7 +80,7 @@ class PrototypeRouter:
     def routes(self, samples: Sequence[Sample]) -> list[str]:
         if not self._tasks or not samples:
             return [BASE] * len(samples)
-        features = self._remembered(samples)
+        features = self.features.remembered(samples)
         scores = []
         for entry in self._tasks.values():
             distances = _distances(features, entry)
@@ -103,9 +103,6 @@ class PrototypeRouter:
         for name, tensor in load_file(folder / PROTOTYPES_FILE).items():
             task, _, key = name.rpartition(".")
             self._tasks.setdefault(task, {})[key] = tensor
-
-    def _remembered(self, samples: Sequence[Sample]) -> Tensor:
-        return self.features.remembered(samples)
 
 
 ROUTING_GATE = 0.9

@@ -148,7 +148,7 @@ class Trainer(SupervisedTemplate):
             if objective not in self._objectives:
                 self._objectives.append(objective)
         self._objective_of = [self._objectives.index(one) for one in objectives]
-        self._actor: TrainedActor | None = None
+        self._actor: Any = None  # of runs in which some task is not learnt by `sft`
         self.instead: Callable[[], None] | None = None
         self.samples = self.steps = 0
         self.report: Callable[[dict[str, Any]], None] = lambda event: None
@@ -276,14 +276,14 @@ class Trainer(SupervisedTemplate):
             share = objective.size(part) / sizes[number]
             if len(self._objectives) > 1:
                 share *= samples[number] / sum(samples)
-            rows = objective.rows(part, self._actor)  # type: ignore[arg-type]
+            rows = objective.rows(part, self._actor)
             self.mbatch = [rows, rows, task_labels.repeat_interleave(len(rows) // len(part))]
             with nullcontext() if last else self.accelerator.no_sync(self.replica):
                 self.loss = self._make_empty_loss()
                 self._before_forward(**kwargs)
                 self.mb_output = self.forward()
                 self._after_forward(**kwargs)
-                own = objective.loss(self.mb_output, rows, self._actor) * share  # type: ignore[arg-type]
+                own = objective.loss(self.mb_output, rows, self._actor) * share
                 total += own.detach()
                 # Processes average their gradients; the batch's gradient is their sum.
                 self.loss = self.loss + own * self.world

@@ -6,16 +6,12 @@ would not survive) and writes what the first saw.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_streams
-import torch
+from tiny_distributed import found_by_two, main
 
 from clmm.learner import Learner
 from clmm.strategies.replay import Replay
@@ -43,32 +39,12 @@ def trajectory() -> dict[str, Any]:
         }
 
 
-def work(path: str) -> None:
-    torch.set_num_threads(1)
-    found = trajectory()
-    if os.environ.get("RANK", "0") == "0":
-        Path(path).write_text(json.dumps(found))
-
-
 def test_two_processes_follow_one(tmp_path: Path) -> None:
-    path = tmp_path / "two.json"
-    done = subprocess.run(
-        [sys.executable, __file__, str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = trajectory(), json.loads(path.read_text())
+    one, two = trajectory(), found_by_two(__file__, tmp_path)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
     assert two["memory"] == one["memory"]
 
 
 if __name__ == "__main__":
-    if "RANK" in os.environ:  # under torchrun
-        work(sys.argv[1])
-    else:
-        from accelerate import debug_launcher
-
-        import clmm.trainer  # noqa: F401  (imported once, before the fork)
-
-        tiny_streams.loaded()
-        debug_launcher(work, (sys.argv[1],), num_processes=2)
+    main(trajectory)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_streams
-import torch
+from tiny_distributed import found_by_two, main
 from tiny_streams import Recorder
 
 from clmm.batching import Batcher
@@ -166,24 +162,17 @@ def trajectory(train: int) -> dict[str, Any]:
     return {"losses": losses, "samples": [cost["samples"] for cost in costs]}
 
 
-def work(path: str) -> None:
-    torch.set_num_threads(1)
+def in_each() -> dict[str, Any]:
     found = trajectory(19)
     try:
         trajectory(17)
     except RuntimeError as error:
         found["refused"] = str(error)
-    if os.environ.get("RANK", "0") == "0":
-        Path(path).write_text(json.dumps(found))
+    return found
 
 
 def test_two_processes_follow_one(tmp_path: Path) -> None:
-    path = tmp_path / "two.json"
-    done = subprocess.run(
-        [sys.executable, __file__, str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = trajectory(19), json.loads(path.read_text())
+    one, two = trajectory(19), found_by_two(__file__, tmp_path)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
     # Their shares of the last batch, 2 and 1, are counted as they are.
     assert two["samples"] == one["samples"] == [19, 25]
@@ -192,9 +181,4 @@ def test_two_processes_follow_one(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from accelerate import debug_launcher
-
-    import clmm.trainer  # noqa: F401  (imported once, before the fork)
-
-    tiny_streams.loaded()
-    debug_launcher(work, (sys.argv[1],), num_processes=2)
+    main(in_each)

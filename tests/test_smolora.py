@@ -6,10 +6,6 @@ Run as a script, this file forks two processes and writes what the first saw, as
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import tiny_runs
 import tiny_streams
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_distributed import found_by_two, main
 from torch import Tensor, nn
 
 from clmm.answering import Answerer
@@ -264,29 +261,15 @@ def trajectory() -> dict[str, Any]:
     return {"losses": losses(SMoLora(), replace(SETTINGS, micro_batch_size=2, learning_rate=1e-3))}
 
 
-def work(path: str) -> None:
-    torch.set_num_threads(1)
-    found = trajectory()
-    if os.environ.get("RANK", "0") == "0":
-        world = torch.distributed.get_world_size()
-        Path(path).write_text(json.dumps(found | {"processes": world}))
+def in_each() -> dict[str, Any]:
+    return trajectory() | {"processes": torch.distributed.get_world_size()}
 
 
 def test_two_processes_follow_one(tmp_path: Path) -> None:
-    path = tmp_path / "two.json"
-    done = subprocess.run(
-        [sys.executable, __file__, str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads(path.read_text())
+    two = found_by_two(__file__, tmp_path)
     assert two["processes"] == 2
     assert two["losses"] == pytest.approx(trajectory()["losses"], rel=1e-3)
 
 
 if __name__ == "__main__":
-    from accelerate import debug_launcher
-
-    import clmm.trainer  # noqa: F401  (imported once, before the fork)
-
-    tiny_streams.loaded()
-    debug_launcher(work, (sys.argv[1],), num_processes=2)
+    main(in_each)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ _SUFFIXES = (".json", ".jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foldered:
+class Foldered(ABC):
     """What all sources that read a user's folder share; each adds `read`."""
 
     folder: Path
@@ -46,9 +47,9 @@ class Foldered:
     plain: ClassVar[bool] = False
     """Whether the samples are plain text and media, without turns."""
 
+    @abstractmethod
     def read(self, file: Path, folders: Sequence[Path], problems: Problems) -> list[Record]:
         """All sound records of a file, whose pictures are in `folders`; the others' problems."""
-        raise NotImplementedError
 
     def tasks(self) -> tuple[Task, ...]:
         """Raises StreamError with the first problems and the number of the others."""
