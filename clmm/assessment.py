@@ -1,11 +1,14 @@
 """What is asked after every stage, and what is kept of the answers: all tasks and all probes.
 
 Knows samples, scorers, probes and the run folder's records; knows no neural network. The items
-are drawn once and are the same for every stage, strategy and seed.
+are drawn once and are the same for every stage, strategy and seed. Of withheld samples no text
+and no picture is kept, unless the run was asked to reveal them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,15 +44,25 @@ class Assessment:
 
 
 class Assessor:
-    """Asks a model all test items of `stream` and all items of `probes`."""
+    """Asks a model all test items of `stream` and all items of `probes`.
+
+    `reveal_unsafe`: texts and pictures of withheld samples are kept too.
+    """
 
     def __init__(
-        self, *, stream: Stream, probes: Sequence[Probe], probe_seed: int, max_new_tokens: int
+        self,
+        *,
+        stream: Stream,
+        probes: Sequence[Probe],
+        probe_seed: int,
+        max_new_tokens: int,
+        reveal_unsafe: bool = False,
     ) -> None:
         self.stream = stream
         self._probes = [_Drawn(probe, probe_seed) for probe in probes]
         self._probe_seed = probe_seed
         self._max_new_tokens = max_new_tokens
+        self._reveal_unsafe = reveal_unsafe
         self._floors = {task.name: blind_floor(task) for task in stream.tasks}
         self._media: dict[tuple[str, str], list[str]] = {}
 
@@ -166,12 +179,13 @@ class Assessor:
         self, where: str, sample: Sample, answer: Answer, outcome: float | str | None
     ) -> dict[str, Any]:
         part = sample.metadata.get("slice")
+        kept = withheld if self._withholds(sample) else str
         return {
             "item": sample.id,
             "set": where,
-            "question": sample.question,
-            "reference": sample.reference_text,
-            "answer": answer.text,
+            "question": kept(sample.question),
+            "reference": kept(sample.reference_text),
+            "answer": kept(answer.text),
             "outcome": outcome,
             "route": answer.route,
             "media": self._media.get((where, sample.id), []),
@@ -179,15 +193,19 @@ class Assessor:
             "slice": None if part is None else str(part),
         }
 
+    def _withholds(self, sample: Sample) -> bool:
+        return sample.withheld and not self._reveal_unsafe
+
     def keep_pictures(self, run: RunFolder) -> None:
-        """Stores a thumbnail of every picture that is asked about, once a run folder."""
+        """Stores a thumbnail of every picture that is asked about, once a run folder; none of a
+        withheld sample's."""
         stored: dict[int, str] = {}
         sets = [(task.name, task.test) for task in self.stream.tasks]
         sets += [(drawn.name, drawn.items) for drawn in self._probes]
         for where, samples in sets:
             for sample in samples:
                 hashes = []
-                for image in sample.images:
+                for image in () if self._withholds(sample) else sample.images:
                     key = id(image.source)
                     if key not in stored:
                         stored[key] = run.put_thumbnail(thumbnail(image))
@@ -213,6 +231,12 @@ class _Drawn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._probe, name)
+
+
+def withheld(text: str) -> str:
+    """What is kept of a withheld text: it tells whether two are the same, and says no more."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"withheld: sha256 {digest[:12]}, {len(text)} characters"
 
 
 def task_scores(task: Task, answers: Sequence[Answer], *, floor: float) -> ProbeScores:
@@ -273,6 +297,11 @@ def keep(
                 name: {"state": figure.state, "reason": figure.reason}
                 for name, figure in figures.items()
                 if figure.state != "measured"
+            },
+            "judges": {
+                name: dataclasses.asdict(figure.quality) | {"note": figure.reason}
+                for name, figure in figures.items()
+                if figure.quality is not None
             },
             "verdicts": {
                 figure: {anchor: verdict.plain() for anchor, verdict in found.items()}

@@ -25,7 +25,8 @@ class OwnAnswers(Reservoir):
 
     Only training samples of the stage are taken, and none whose prompt (words and pictures) a
     test item of any task of the stream has. An empty answer, or one with the word that stands
-    for an image, is not replayed: nothing could be learnt from it.
+    for an image, is not replayed: nothing could be learnt from it. Withheld samples are not
+    taken: their answers would be saved.
     """
 
     def __init__(self, context: Context, *, size: int, share: float, max_new_tokens: int) -> None:
@@ -49,7 +50,8 @@ class OwnAnswers(Reservoir):
         strategy.dataloader = strategy.dataloader.mixed_with(data, self._share)
 
     def update(self, data: Any, strategy: Any) -> None:
-        fresh = [i for i in range(len(data)) if content(data[i][0]) not in self._asked]
+        free = [i for i in range(len(data)) if not data[i][0].withheld]
+        fresh = [i for i in free if content(data[i][0]) not in self._asked]
         super().update(data.subset(fresh), strategy)
         known = self.answers
         new = [sample for sample in self.samples if sample.id not in known]

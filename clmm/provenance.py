@@ -27,7 +27,11 @@ HASHED_BYTES = 2**16
 
 
 def record(
-    *, seeds: Iterable[int], hashes: Mapping[str, str], model: Mapping[str, Any]
+    *,
+    seeds: Iterable[int],
+    hashes: Mapping[str, str],
+    model: Mapping[str, Any],
+    reveal_unsafe: bool = False,
 ) -> dict[str, Any]:
     """One session's provenance, as plain data."""
     return {
@@ -39,6 +43,7 @@ def record(
         "seeds": list(seeds),
         "model": dict(model),
         "hashes": dict(hashes),
+        "reveal_unsafe": reveal_unsafe,
     }
 
 

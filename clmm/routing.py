@@ -131,8 +131,9 @@ class RoutedAnswerer:
     """Answers each sample through the weights its router chooses, and says which on the answer.
 
     With `oracle`, every sample goes where the oracle says; the router is not asked. With `known`,
-    what a route answered once is not asked again: right only while routes keep their weights. In
-    half precision it is also what keeps an answer from changing with the company it is asked in.
+    what a route answered once is not asked again: right only while routes keep their weights.
+    Answers of other decoding options are others. In half precision it is also what keeps an answer
+    from changing with the company it is asked in.
     """
 
     def __init__(
@@ -179,12 +180,18 @@ class RoutedAnswerer:
         found: dict[int, tuple[str, Any]] = {}
         known = {} if self._known is None else self._known
         for route, rows in self._groups(samples):
-            keys = {i: _key(route, questions[i], samples[i]) for i in rows}
+            decoding = self._answerer.decoding.key
+            keys = {i: _key(route, questions[i] + decoding, samples[i]) for i in rows}
             fresh = [i for i in rows if keys[i] not in known]
             new = dict(zip(fresh, ask(fresh), strict=True)) if fresh else {}
             found |= {i: (route, new[i] if i in new else known[keys[i]]) for i in rows}
             if self._known is not None:
-                self._known |= {keys[i]: one for i, one in new.items()}
+                # What is known is saved with the checkpoint: no text of a withheld sample.
+                self._known |= {
+                    keys[i]: one
+                    for i, one in new.items()
+                    if not (samples[i].withheld and isinstance(one, str))
+                }
         return [found[i] for i in range(len(samples))]
 
     def _groups(self, samples: Sequence[Sample]) -> Any:

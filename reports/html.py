@@ -77,6 +77,7 @@ def report_html(report: Report) -> str:
     return markup.environment().get_template("page.jinja").render(
         title=" · ".join(run.name for run in report.runs),
         report=report,
+        unsafe=[run.name for run in report.runs if run.folder.reveals_unsafe],
         sections=bodies,
         swatches=swatches,
         symbols=drawing.symbols(len(report.arms)),

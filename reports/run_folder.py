@@ -135,6 +135,11 @@ class RunFolder:
             raise RunFolderError(f"{path}: expected sessions, a list of mappings")
         return sessions
 
+    @property
+    def reveals_unsafe(self) -> bool:
+        """Whether texts and pictures of withheld items were stored."""
+        return any(session.get("reveal_unsafe") for session in self.provenance())
+
     def base(self) -> StageFolder:
         """Stage 0: the model before any training, shared by all strategies and seeds."""
         return StageFolder(run=self, path=self.path / "base", strategy=None, seed=None, stage=0)

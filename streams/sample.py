@@ -7,7 +7,7 @@ model's processor turns it into tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -86,6 +86,9 @@ class Sample:
     A `plain` sample is text and media as they stand, without a chat template, as models are
     pre-trained on: its one message is what is given, perhaps nothing, its reference what follows,
     which may hold images too (an interleaved document).
+
+    A `withheld` sample's texts and media are never stored, logged or shown: a run keeps its id,
+    hashes, lengths and labels. Items of harmful external sets are withheld.
     """
 
     id: str
@@ -97,6 +100,7 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     rejected: tuple[Part, ...] = ()
     plain: bool = False
+    withheld: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role != "user":
@@ -105,6 +109,11 @@ class Sample:
             raise ValueError(
                 f"sample {self.id}: plain text has no turns, but it has {len(self.messages)}"
             )
+
+    def __repr__(self) -> str:
+        """Of a withheld sample the id alone, in whatever error or log it ends up."""
+        shown = ("id", "withheld") if self.withheld else [one.name for one in fields(self)]
+        return f"Sample({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def question(self) -> str:
@@ -143,6 +152,7 @@ def ask(
     scorer: Scorer = "exact",
     cluster: str = "",
     metadata: Mapping[str, Any] | None = None,
+    withheld: bool = False,
 ) -> Sample:
     """The commonest sample: one user turn, an image at most before the question, a text answer."""
     parts: tuple[Part, ...] = (
@@ -156,4 +166,5 @@ def ask(
         scorer=scorer,
         cluster=cluster or id,
         metadata=MappingProxyType(dict(metadata or {})),
+        withheld=withheld,
     )
