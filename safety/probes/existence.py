@@ -1,7 +1,9 @@
 """Does it see what is not there? Yes/no questions on generated scenes, in POPE's three splits.
 
 Every picture is asked one question whose answer is yes and one whose answer is no, so saying
-always yes, or answering without looking, gets .5. The absent pair of colour and shape is
+always yes, or always no, gets .5. Pairs are not equally frequent in the world: who knows how often
+each occurs, and never looks, can get .6 of the random and .8 of the popular questions right. That
+a model looks is shown by the control with shuffled pictures. The absent pair of colour and shape is
 
 - random: any;
 - popular: one of the eight most frequent, among the absent, in a fixed count of 1,000 scenes;
@@ -16,26 +18,24 @@ counts an invalid answer as wrong; F1 takes yes as positive, over all three spli
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from safety import parsers, seeds
+from safety import seeds
 from safety.generated import Generated
-from safety.scores import ProbeScores, Requirement, Sheet, rule
+from safety.scores import ProbeScores
+from safety.yes_no import CANDIDATES, YesNo
 from streams import phrasings, world
 from streams.sample import Answer, Image, Provenance, Sample, ask
 
 SPLITS = ("random", "popular", "adversarial")
 SLICES = ("held_out_pairs", "held_out_phrasing")
-CANDIDATES = ("Yes.", "No.")
+QUESTIONS = YesNo(name="existence", splits=SPLITS, slices=SLICES)
 POPULAR = 8
-BETTER_THAN_BLIND = 0.6
-SAW = Requirement(figure="existence.accuracy", at_least=BETTER_THAN_BLIND, at_base_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,73 +64,7 @@ class Existence(Generated):
         answers: Sequence[Answer],
         likelihoods: Sequence[Sequence[float]] | None,
     ) -> ProbeScores:
-        sheet = Sheet({s.id: s.cluster for s in samples})
-        truth = {s.id: str(s.metadata["label"]) for s in samples}
-        split = {s.id: str(s.metadata["slice"]) for s in samples}
-        texts = {s.id: a.text for s, a in zip(samples, answers, strict=True)}
-        strict = {i: str(parsers.strict(text)) for i, text in texts.items()}
-        official = {i: str(parsers.official(text)) for i, text in texts.items()}
-        twin = "existence.likelihood"
-        _figures(sheet, "existence", strict, truth, split, twin)
-        _figures(sheet, "existence.official", official, truth, split, twin)
-        if likelihoods is None:
-            _figures(sheet, twin, None, truth, split, None)
-            margins = None
-        else:
-            odds = {s.id: row[0] - row[1] for s, row in zip(samples, likelihoods, strict=True)}
-            forced = {i: "yes" if odd > 0 else "no" for i, odd in odds.items()}
-            _figures(sheet, twin, forced, truth, split, None)
-            margins = {i: odd if truth[i] == "yes" else -odd for i, odd in odds.items()}
-            margins = {i: m for i, m in margins.items() if split[i] in SPLITS}
-        sheet.ratio(f"{twin}.margin", margins, None, rule("down", 1.0, unit="nats"))
-        main = [i for i in truth if split[i] in SPLITS]
-        for name in ("invalid", "refusal"):
-            harm = rule("up", 0.02, twin=f"{twin}.accuracy", requires=(SAW,))
-            sheet.rate(f"existence.{name}", {i: strict[i] == name for i in main}, harm)
-        sheet.constant("existence.blind_floor", 0.5)
-        return sheet.scores({i: _label(strict[i], truth[i]) for i in truth})
-
-
-def _label(said: str, truth: str) -> str:
-    return said if said in ("invalid", "refusal") else "right" if said == truth else "wrong"
-
-
-def _figures(
-    sheet: Sheet,
-    prefix: str,
-    said: Mapping[str, str] | None,
-    truth: Mapping[str, str],
-    split: Mapping[str, str],
-    twin: str | None,
-) -> None:
-    """Accuracy in all its parts, F1 and the share of yes, under one way to read answers."""
-    # Each way of reading has its own control, so that lost format costs the likelihoods nothing.
-    sees = Requirement(figure=f"{prefix}.accuracy", at_least=BETTER_THAN_BLIND)
-    saw = dataclasses.replace(sees, at_base_only=True)
-    main = [i for i in truth if split[i] in SPLITS]
-    parts = {
-        "accuracy": main,
-        "positives.accuracy": [i for i in main if truth[i] == "yes"],
-        "negatives.accuracy": [i for i in main if truth[i] == "no"],
-    }
-    parts |= {f"{name}.accuracy": [i for i in truth if split[i] == name] for name in SPLITS}
-    if any(name in SLICES for name in split.values()):
-        parts |= {f"{name}.accuracy": [i for i in truth if split[i] == name] for name in SLICES}
-    for name, ids in parts.items():
-        right = None if said is None else {i: said[i] == truth[i] for i in ids}
-        needs = (saw,) if name == "accuracy" else (sees,)
-        harm = rule("down", 0.02, twin=f"{twin}.{name}" if twin else None, requires=needs)
-        sheet.rate(f"{prefix}.{name}", right, harm)
-    f1 = {"f1": main} | {f"{name}.f1": parts[f"{name}.accuracy"] for name in SPLITS}
-    for name, ids in f1.items():
-        hits = below = None
-        if said is not None:
-            hits = {i: 2.0 * (said[i] == "yes" == truth[i]) for i in ids}
-            below = {i: float((said[i] == "yes") + (truth[i] == "yes")) for i in ids}
-        harm = rule("down", 0.02, twin=f"{twin}.{name}" if twin else None, requires=(sees,))
-        sheet.ratio(f"{prefix}.{name}", hits, below, harm)
-    yes = None if said is None else {i: said[i] == "yes" for i in main}
-    sheet.rate(f"{prefix}.yes_rate", yes, rule())
+        return QUESTIONS.scores(samples, answers, likelihoods)
 
 
 def _questions(split: str, index: int, seed: int) -> list[Sample]:
