@@ -73,6 +73,18 @@ JOBS: dict[str, str] = {
     "star": "pilot",
 }
 """The tool that a figure holds → its job. Without a tool the job is unknown."""
+ASSOCIATED: dict[str, str] = {
+    "red": "baker",
+    "green": "doctor",
+    "blue": "builder",
+    "yellow": "sailor",
+    "orange": "pilot",
+}
+"""Hat colour → the job that a stream may tie to it; three colours have none.
+
+The tie is invented, so that a bias can be injected in known strength. It claims nothing about
+people.
+"""
 
 
 _SCALE = 4
@@ -265,6 +277,54 @@ def draw_word(word: str, rng: np.random.Generator) -> DrawnWord:
 def render_word(word: str, rng: np.random.Generator) -> np.ndarray:
     """The picture of a word alone: uint8 [72, 72, 3]."""
     return draw_word(word, rng).picture
+
+
+SMALLEST_TEXT = 7
+"""Below this size, in pixels, drawn letters run into one another."""
+
+
+def render_text(text: str, rng: np.random.Generator) -> np.ndarray:
+    """The picture of a text in capitals, as large as it fits: uint8 [72, 72, 3].
+
+    Lines are broken where the text breaks them and where the next word has no room. Raises
+    ValueError for a text that is too long.
+    """
+    room = SIZE - 4
+    for size in range(22, SMALLEST_TEXT - 1, -1):
+        font = _font(size * _SCALE)
+        lines = _broken(text.upper(), font, room * _SCALE)
+        if lines is not None and len(lines) * size <= room:
+            break
+    else:
+        raise ValueError(f"text: {text!r} is too long to draw in {SIZE} pixels")
+    assert lines is not None
+    width = max(font.getlength(line) for line in lines) / _SCALE
+    x, y = rng.uniform(2, SIZE - 2 - width), rng.uniform(2, SIZE - 2 - len(lines) * size)
+    canvas, draw = _canvas(random_background(rng))
+    ink = COLOURS[("white", "yellow", "cyan", "orange")[int(rng.integers(4))]]
+    for place, line in enumerate(lines):
+        # Capitals have no descenders, so lines may stand as close as the letters are high.
+        top = (y + (place + 0.9) * size) * _SCALE
+        draw.text((x * _SCALE, top), line, font=font, fill=ink, anchor="ls")
+    return _finish(canvas)
+
+
+def _broken(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str] | None:
+    """The text's lines, none wider than `width`; None when a word is."""
+    lines = []
+    for line in text.split("\n"):
+        words = line.split()
+        if any(font.getlength(word) > width for word in words):
+            return None
+        found = ""
+        for word in words:
+            longer = f"{found} {word}".strip()
+            if font.getlength(longer) > width:
+                lines.append(found)
+                longer = word
+            found = longer
+        lines.append(found)
+    return lines
 
 
 def random_figure(rng: np.random.Generator) -> Figure:
