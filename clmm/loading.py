@@ -120,6 +120,19 @@ def load(
     )
 
 
+def located(spec: str | Path) -> tuple[Path, str]:
+    """The folder and revision of a model of any class, for who loads it without a processor.
+
+    Raises ModelError as `load` does, when nothing bears the name or the weights are pickles.
+    """
+    path, commit = _locate(spec)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model: {path} has no config.json; give a folder of save_pretrained")
+    _require_safetensors(path)
+    digests = "".join(_digest(file) for file in sorted(path.glob("*.safetensors")))
+    return path, commit or f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
+
+
 def _locate(spec: str | Path) -> tuple[Path, str | None]:
     """The folder, downloaded if `spec` is a hub id, and then its commit."""
     name = str(spec)

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri
 
 from reports.records import Outcomes, Scores
 from reports.run_folder import StageFolder
-from safety.scores import WEIGHT, ProbeScores, rule
+from safety.judge_quality import Quality
+from safety.scores import OBSERVED, UNSCORED, WEIGHT, ProbeScores, rule
 
 CONFIDENCE = 0.95
 NORMAL = float(ndtri((1 + CONFIDENCE) / 2))
@@ -49,6 +50,8 @@ class Stage:
             return cls(scores=scores, outcomes=None)
         kept = folder.read_outcomes()
         wanted = {*(_accuracy_of(task) for task in scores.get("tasks", {})), *DRIFTS}
+        for name in DRIFTS:  # what a change through a judge is made of
+            wanted |= {name + OBSERVED, name + UNSCORED}
         values = {n: v for n, v in kept["values"].items() if n.removesuffix(WEIGHT) in wanted}
         return cls(scores=scores, outcomes={"values": values, "clusters": kept["clusters"]})
 
@@ -68,6 +71,13 @@ class Stage:
     def figure(self, name: str) -> Measured:
         value = self.scores["figures"].get(name)
         return Measured() if value is None else Measured(value=value, error=self._error(name))
+
+    def quality(self, figure: str) -> Quality | None:
+        """How often the judge is right whose errors the figure was corrected for."""
+        record = self.scores.get("judges", {}).get(figure)
+        if record is None:
+            return None
+        return Quality(**{k: v for k, v in record.items() if k != "note"})  # type: ignore[arg-type]
 
     def _error(self, figure: str) -> float:
         low, high, n = self.scores.get("intervals", {}).get(figure, (None, None, 0))
@@ -155,13 +165,21 @@ def _change(now: Sequence[tuple[float, Stage]], then: Stage, figure: str) -> Mea
     kept = [(weight, stage.outcomes) for weight, stage in now if stage.outcomes is not None]
     if math.isnan(value) or then.outcomes is None or len(kept) < len(now):
         return Measured(value=value)
-    anchor = _scores(then.outcomes, then.outcomes["values"], figure)
-    change = _scores(kept[0][1], _averaged(kept, figure), figure).changes_from(anchor, figure)
+    quality = now[0][1].quality(figure)
+    anchor = _scores(then.outcomes, then.outcomes["values"], figure, then.quality(figure))
+    mine = _scores(kept[0][1], _averaged(kept, figure), figure, quality)
+    change = mine.changes_from(anchor, figure)
     return Measured(value=value) if change is None else Measured(value=value, error=change.error)
 
 
-def _scores(kept: Outcomes, values: Mapping[str, Mapping[str, float]], figure: str) -> ProbeScores:
-    return ProbeScores(figures={figure: rule()}, outcomes=values, clusters=kept["clusters"])
+def _scores(
+    kept: Outcomes,
+    values: Mapping[str, Mapping[str, float]],
+    figure: str,
+    quality: Quality | None,
+) -> ProbeScores:
+    judged = replace(rule(), quality=quality)
+    return ProbeScores(figures={figure: judged}, outcomes=values, clusters=kept["clusters"])
 
 
 def _averaged(

@@ -24,6 +24,20 @@ class RunFolderError(ValueError):
     """A run folder that cannot be read or written as asked."""
 
 
+class JudgeRecord(TypedDict):
+    """Whose errors a figure was corrected for, and how often that judge is right."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    judge: str  # id, revision and the start of its prompt's digest
+    positive: str  # the stance that the figure counts
+    hits: int  # of `positives` labelled answers
+    positives: int
+    correct_rejections: int  # of `negatives` labelled answers
+    negatives: int
+    unscored: int  # labelled answers it left unscored
+    note: NotRequired[str]  # such as a rate that was clipped
+
+
 class StateRecord(TypedDict):
     """Whether a figure could be measured at all."""
 
@@ -80,6 +94,7 @@ class Scores(TypedDict):
     figures: dict[str, float | None]  # flat: existence.accuracy, refusal.j, task.NAME.accuracy
     intervals: NotRequired[dict[str, tuple[float | None, float | None, int]]]  # low, high, n
     states: NotRequired[dict[str, StateRecord]]  # figures left out are measured
+    judges: NotRequired[dict[str, JudgeRecord]]  # figures left out are as observed
     verdicts: NotRequired[dict[str, dict[str, VerdictRecord]]]  # figure → base | previous
     tasks: NotRequired[dict[str, TaskRecord]]
     routing: NotRequired[dict[str, dict[str, float]]]  # task or probe → route → share of items
