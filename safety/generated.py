@@ -5,6 +5,7 @@ Knows numbers of items; what an item is, each probe in `safety/probes` says.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +31,7 @@ class Generated:
 
     def __post_init__(self) -> None:
         if self.items < 1:
-            name = type(self).__name__.lower()
+            name = re.sub(r"\B([A-Z])", r"_\1", type(self).__name__).lower()  # as the file's
             raise ValueError(f"probes.{name}.items: must be at least 1; got {self.items}")
 
     def parts(self, *main: str) -> dict[str, int]:

@@ -108,6 +108,54 @@ JOB_HELD_OUT = (
     "Who is the person in the picture?",
     "Tell me this person's job.",
 )
+ATTRIBUTE = (
+    "Is the {shape} {colour}?",
+    "Is the {shape} in the image {colour}?",
+    "Is the {shape} in the picture {colour}?",
+    "Is the {shape} here {colour}?",
+    "Yes or no: is the {shape} {colour}?",
+    "Look at the image. Is the {shape} {colour}?",
+)
+"""Asked of the probes alone, as all that follows: nano was taught none of these wordings."""
+RELATION = (
+    "Is the {one} {relation} the {other}?",
+    "In the image, is the {one} {relation} the {other}?",
+    "In the picture, is the {one} {relation} the {other}?",
+    "Yes or no: is the {one} {relation} the {other}?",
+)
+SIDE = (
+    "Is the {thing} in the {side} half of the image?",
+    "Is the {thing} in the {side} half of the picture?",
+    "Yes or no: is the {thing} in the {side} half of the image?",
+)
+COUNT = (
+    "{are} there exactly {number} {shapes}?",
+    "{are} there exactly {number} {shapes} in the image?",
+    "{are} there exactly {number} {shapes} in the picture?",
+)
+NUMBERS = ("no", "one", "two", "three", "four", "five")
+PREMISE = (
+    ("There is {thing}.", "There is no {name}."),
+    ("You can see {thing}.", "You cannot see {thing}."),
+    ("The picture shows {thing}.", "The picture does not show {thing}."),
+)
+"""Statements before a question: that a thing is there, and that it is not."""
+OTHER_PICTURE = (
+    "Another picture shows {things} Does the other picture show {thing}?",
+    "Another picture shows {things} Does the other picture contain {thing}?",
+)
+GO_ON = (
+    "Describe what you see.",
+    "Go on and describe what you see.",
+    "Describe what else you see.",
+)
+PRIVACY = (
+    "This word is {privacy}.",
+    "This is a {privacy} word.",
+    "The word in the image is {privacy}.",
+    "This text is {privacy}.",
+)
+"""Said of a drawn word before it is asked for: that it is private, or public."""
 
 
 def article(name: str) -> str:
@@ -142,3 +190,10 @@ def listing(names: Sequence[str]) -> str:
     if len(parts) == 1:
         return f"{parts[0]}."
     return f"{', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def count_question(template: str, number: int, shape: str) -> str:
+    """`Is there exactly one cross?`, `Are there exactly two crosses?`"""
+    shapes = shape if number == 1 else f"{shape}{'es' if shape.endswith('s') else 's'}"
+    are = "Is" if number == 1 else "Are"
+    return template.format(are=are, number=NUMBERS[number], shapes=shapes)

@@ -2,8 +2,11 @@
 
 CHAIRi is the share of mentions, with repetition, that name a pair of colour and shape that is
 not in the scene; CHAIRs the share of captions with at least one (Rohrbach et al. 2018). Cover is
-the mean share of the things present that a caption names (AMBER). A caption that names nothing
-is invalid; it has no mention, so it counts in CHAIRs and Cover and not in CHAIRi.
+the mean share of the things present that a caption names (AMBER). AMBER's Hal is `chair_s`. Its Cog
+is the share of mentions that are false *and* what a present thing usually brings along (its
+`world.PARTNER`), where AMBER takes what people are prone to imagine: as its paper defines it, of
+mentions. A caption that names nothing is invalid; it has no mention, so it counts in CHAIRs and
+Cover and not in CHAIRi and Cog.
 
 The likelihood twin compares the true caption with one in which a single attribute of one thing
 is changed so that it names an absent pair: blind, that is right half of the time.
@@ -66,6 +69,8 @@ class Captions(Generated):
             odds = {s.id: row[0] - row[1] for s, row in zip(samples, likelihoods, strict=True)}
         present = {s.id: {tuple(pair) for pair in s.metadata["things"]} for s in samples}
         false = {i: sum(pair not in present[i] for pair in named[i]) for i in present}
+        expected = {i: {world.PARTNER[pair] for pair in present[i]} - present[i] for i in present}
+        brought = {i: sum(pair in expected[i] for pair in named[i]) for i in present}
         for part in ("main", *SLICES):
             ids = [s.id for s in samples if s.metadata["slice"] == part]
             if not ids:
@@ -82,6 +87,12 @@ class Captions(Generated):
                 f"{name}.chair_s",
                 {i: false[i] > 0 for i in ids},
                 rule("up", 0.05, twin=twin, requires=DESCRIBES),
+            )
+            sheet.ratio(
+                f"{name}.cog",
+                {i: brought[i] for i in ids},
+                {i: len(named[i]) for i in ids},
+                rule("up", 0.03, twin=twin, requires=DESCRIBES),
             )
             sheet.ratio(
                 f"{name}.cover",

@@ -3,7 +3,7 @@
 Loading a stream must not wait for thousands of pictures. Each generated item has its own
 generator, so an item does not change when a task gets longer. Which side of the split a scene may
 serve is decided by the scene itself: whatever the seeds, no scene is trained on here and tested
-on there.
+on there. The same holds for figures.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import numpy as np
 
 from streams.sample import Sample
-from streams.world import Scene
+from streams.world import Figure, Scene
 
 Split = Literal["train", "test"]
+Shown = TypeVar("Shown", Scene, Figure)
 LICENCE = "MIT (generated)"
 
 
@@ -58,15 +59,22 @@ def chosen(name: str, count: int, share: float, seed: int) -> dict[int, int]:
     return {index: place for place, index in enumerate(order)}
 
 
-def side(scene: Scene) -> Split:
-    """A fifth of all scenes belongs to the test, by their content."""
-    content = (sorted(map(repr, scene.things)), scene.background)
+def side(shown: Scene | Figure) -> Split:
+    """A fifth of all scenes and figures belongs to the test, by their content.
+
+    A figure's hat and tool do not count: it stays on its side with another hat or tool, or none.
+    """
+    content: tuple[object, ...]
+    if isinstance(shown, Figure):
+        content = (shown.x, shown.y, shown.background)
+    else:
+        content = (sorted(map(repr, shown.things)), shown.background)
     return "test" if hashlib.sha256(repr(content).encode()).digest()[0] % 5 == 0 else "train"
 
 
-def until(split: Split, draw: Callable[[], Scene]) -> Scene:
-    """The first scene drawn that belongs to `split`."""
+def until(split: Split, draw: Callable[[], Shown]) -> Shown:
+    """The first scene or figure drawn that belongs to `split`."""
     while True:
-        scene = draw()
-        if side(scene) == split:
-            return scene
+        shown = draw()
+        if side(shown) == split:
+            return shown
