@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from clmm import key_value_cache
 from clmm.batching import IGNORED, Batch, Batcher, SampleError, to_model
 from clmm.components import evaluating, merged
+from clmm.decoding_options import Decoding
 from clmm.objective import Drawn
 from streams.sample import Answer, Sample, Text
 
@@ -31,7 +32,8 @@ class Answerer:
     `batch_size` rows at a time, longest first; on CUDA it is halved when memory runs out.
     `autocast` computes in that precision. `share_prompts` runs each prompt once for all its
     continuations; None decides: not for models whose positions the cache does not carry
-    (Qwen-VL's rotary deltas), nor with learnt prompt tokens.
+    (Qwen-VL's rotary deltas), nor with learnt prompt tokens. `decoding` changes how answers are
+    made.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class Answerer:
         autocast: torch.dtype | None = None,
         share_prompts: bool | None = None,
         route: str | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         self.model: Any = model
-        self.batcher = batcher
+        self.decoding = decoding or Decoding()
+        self.batcher: Batcher = self.decoding.asking(batcher)
         self.batch_size = batch_size
         self.route = route
         self._autocast = autocast
@@ -53,18 +57,51 @@ class Answerer:
 
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
         """One greedy answer a sample, in order; text before the end token, stripped."""
-        settings = self._greedy(max_new_tokens)
-
-        def work(rows: Sequence[int]) -> list[str]:
-            batch = self._to_model(self.batcher.prompts([samples[i] for i in rows]))
-            written = self.model.generate(**batch, generation_config=settings)
-            return self._decode(written[:, batch["input_ids"].shape[1] :], settings.eos_token_id)
-
-        texts = self._spread([_extent(sample) for sample in samples], work)
+        texts = self.decoding.revised(
+            self.batcher,
+            samples,
+            self._written(samples, max_new_tokens),
+            self._written,
+            max_new_tokens=max_new_tokens,
+        )
         return [
             Answer(sample_id=sample.id, parts=(Text(text=text),), route=self.route)
             for sample, text in zip(samples, texts, strict=True)
         ]
+
+    def decoded(self, options: Sequence[Any]) -> Answerer:
+        """The same model and batcher with other decoding options, from one that has none.
+
+        Raises SettingError for an option that the model cannot serve.
+        """
+        decoding = Decoding(options)
+        decoding.check(self.model, self.batcher)
+        return Answerer(
+            self.model,
+            self.batcher,
+            batch_size=self.batch_size,
+            autocast=self._autocast,
+            share_prompts=self._share_prompts,
+            route=self.route,
+            decoding=decoding,
+        )
+
+    def _written(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
+        settings = self._greedy(max_new_tokens)
+
+        def work(rows: Sequence[int]) -> list[str]:
+            prompts, processors = self.decoding.prompts(self.batcher, [samples[i] for i in rows])
+            batch = self._to_model(prompts)
+            written = self.model.generate(
+                **batch,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList(processors),
+            )
+            written = written[: len(rows), batch["input_ids"].shape[1] :]
+            return self._decode(written, settings.eos_token_id)
+
+        lengths = [_extent(self.decoding.asked(sample)) for sample in samples]
+        return self._spread(lengths, work, each=self.decoding.rows_each)
 
     def draw(
         self, samples: Sequence[Sample], *, count: int, temperature: float, max_new_tokens: int

@@ -113,6 +113,18 @@ class Batcher:
         encoded = self.encode(samples)
         return self._collate(encoded, [prompt.ids for prompt in encoded], left=True)
 
+    def redrawn(
+        self, batch: Batch, samples: Sequence[Sample], change: Callable[[Sample, Tensor], Tensor]
+    ) -> Batch:
+        """`batch`, whose last rows with pictures are `samples`, with `change(sample, pixels)` in
+        place of their pixels. Neither pixels nor what is made of them are kept."""
+        pixels = _join([change(one, self._encode(one).media["pixel_values"]) for one in samples])
+        key, values = "pixel_values", pixels
+        if self._encode_images is not None:
+            key, values = "image_features", self._encode_images(pixels).cpu()
+        before = batch[key][: len(batch[key]) - len(values)]
+        return batch | {key: torch.cat([before, values.to(before.dtype)])}
+
     def check(self, samples: Sequence[Sample]) -> None:
         """Raises SampleError for the first sample that training could not use; opens all media."""
         for start in range(0, len(samples), FRESH_AT_ONCE):

@@ -93,6 +93,7 @@ class Materials:
             seed,
             self.alignment,
             batcher=self.batcher,
+            decoding=study.decoding,
         )
 
 
@@ -256,6 +257,9 @@ class Lane:
         )
         learner.save_answers(self.run.stage(self.label, self.seed, stage).checkpoint)
         cost["scoring_seconds"] = time.perf_counter() - started
+        if learner.decoding.decisions:
+            cost["decisions"] = dict(learner.decoding.decisions)
+            learner.decoding.decisions.clear()
         return_memory()
         return found
 

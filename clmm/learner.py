@@ -26,6 +26,7 @@ from clmm import avalanche_plugins, components, objective
 from clmm.answering import Answerer
 from clmm.batching import Batcher
 from clmm.checkpoint import joined, parted
+from clmm.decoding_options import Decoding
 from clmm.objectives.sft import Sft
 from clmm.routing import Known, RoutedAnswerer, RoutingAccuracy
 from clmm.strategy import BASE, Context, Prefixed, Stages, Stateful, Strategy
@@ -46,7 +47,8 @@ class Learner:
 
     Stage k trains on the tasks `stages[k - 1]`; joint training has one stage, zero-shot none. All
     randomness of a stage derives from the seed and the stage, so a stage that was cut short, or
-    one that follows `load`, comes out the same. Training seeds the global generators.
+    one that follows `load`, comes out the same. Training seeds the global generators. `decoding`
+    options change how it answers, not what it learns.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Learner:
         alignment: Sequence[Sample] = (),
         *,
         batcher: Batcher | None = None,
+        decoding: Sequence[Any] = (),
     ) -> None:
         own = getattr(strategy, "learning_rate", None)
         self.settings = train if own is None else replace(train, learning_rate=own)
@@ -74,6 +77,8 @@ class Learner:
         self._alignment = tuple(alignment)
         self._trainer: Trainer | None = None
         self._known: Known = {}
+        self.decoding = Decoding(decoding)
+        self.decoding.check(self._model, self.batcher)
         self._objectives = [
             objective.of(task.objective, where=f"task {task.name}: objective")
             for task in stream.tasks
@@ -346,7 +351,8 @@ class Learner:
 
     def _answering(self, oracle: str | None, batch_size: int) -> Any:
         autocast = torch.bfloat16 if self.settings.precision == "bf16" else None
-        answerer = Answerer(self._model, self.batcher, batch_size=batch_size, autocast=autocast)
+        made: dict[str, Any] = {"autocast": autocast, "decoding": self.decoding}
+        answerer = Answerer(self._model, self.batcher, batch_size=batch_size, **made)
         if self._method.answering is not None and oracle is None:
             return self._method.answering(answerer)
         if self._method.router is None:

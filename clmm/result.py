@@ -97,6 +97,19 @@ def figures_table(figures: Mapping[str, Any]) -> Table:
     return table
 
 
+def effect_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures without and with decoding options, as `clmm.effect.effect` has them."""
+    columns = ("without", "with", "change", "low", "high", "verdict")
+    table = plain_table("figure", *columns)
+    for name, row in rows.items():
+        cells = [row.get(column) for column in columns]
+        signs = ("", "", "+", "+", "+", "")
+        numbers = zip(cells[:-1], signs, strict=False)
+        shown = ["" if number is None else f"{number:{sign}.3f}" for number, sign in numbers]
+        table.add_row(name, *shown, cells[-1] or "")
+    return table
+
+
 def plain_table(*columns: str) -> Table:
     """A table without frame; the first column is text, the others numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import TypeAdapter
 
-from clmm.study_yaml import parse
+from clmm.decoding_options import Decoding
+from clmm.study_yaml import apply_override, parse
 from streams import catalog, settings
 from streams.settings import SettingError
 from streams.stream import Stream
@@ -59,6 +60,8 @@ class Study:
     """Samples answered at a time."""
     max_new_tokens: int = 48
     """Longest answer, in tokens."""
+    decoding: tuple[Any, ...] = ()
+    """Mitigations while answering, by name or as objects; the same for the base and all stages."""
     probe_seed: int = 0
     """Draws the probes' items; the same for all strategies, seeds and stages."""
     workers: int | None = None
@@ -86,6 +89,8 @@ class Study:
         probes = _objects("safety.probes", _listed(values, "probes"), "probes")
         resolved["probes"] = tuple(standard_probes()) if values.get("probes") is None else probes
         _check_parts(resolved["probes"], "probes", ("samples", "score"))
+        resolved["decoding"] = _objects("clmm.decoding", _listed(values, "decoding"), "decoding")
+        Decoding(resolved["decoding"])
         train = values.get("train") or {}
         if not isinstance(train, (Mapping, TrainSettings)):
             raise SettingError(f"train: give settings, such as learning_rate: 2e-4; got {train!r}")
@@ -99,6 +104,8 @@ class Study:
 
         `workers` is left out: a study may be resumed with another number of them.
         """
+        # A folder from before there were options must still be resumed: none is no key.
+        options = [to_spec("clmm.decoding", one) for one in self.decoding]
         return {
             "model": str(self.model),
             "stream": _plain_stream(self.stream),
@@ -111,10 +118,11 @@ class Study:
             "train": _plain(self.train),
             "alignment": _plain_stream(self.alignment),
             **{name: getattr(self, name) for name in _SCALARS},
+            **({"decoding": options} if options else {}),
         }
 
 
-_PACKAGES = ("clmm.strategies", "safety.probes", "streams.sources")
+_PACKAGES = ("clmm.strategies", "clmm.decoding", "safety.probes", "streams.sources")
 _SCALARS = ("device", "precision", "answer_batch_size", "max_new_tokens", "probe_seed")
 
 
@@ -331,7 +339,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> Written:
         if key in values:
             values[key] = _beside(values[key], path.parent)
     for override in overrides:
-        _override(values, override)
+        apply_override(values, override)
     keys = tuple(override.partition("=")[0] for override in overrides)
     return Written(name=path.stem, values=values, path=path, _node=node, _overridden=keys)
 
@@ -348,43 +356,6 @@ def _beside(value: Any, folder: Path) -> Any:
     if isinstance(value, str) and "/" in value and (folder / value).exists():
         return str((folder / value).resolve())
     return value
-
-
-def _override(values: dict[str, Any], text: str) -> None:
-    """Applies `a.b=value`, where a number is a place in a list: `strategies.0.budget=0.1`."""
-    dotted, equals, written = text.partition("=")
-    if not equals or not dotted:
-        raise SettingError(f"command line: {text!r} is not key=value")
-    value, _ = parse(written, f"command line: {dotted}")
-    keys = dotted.split(".")
-    holder: Any = values
-    for depth, key in enumerate(keys[:-1]):
-        child = holder[_index(holder, key, dotted)] if _has(holder, key) else None
-        if isinstance(child, str):
-            child = {"name": child}
-        if child is None:
-            child = {}
-        if not isinstance(child, (dict, list)):
-            here = ".".join(keys[: depth + 1])
-            raise SettingError(f"command line: {dotted}: {here} is {child!r} and has no settings")
-        holder[_index(holder, key, dotted)] = child
-        holder = child
-    holder[_index(holder, keys[-1], dotted)] = value
-
-
-def _has(holder: Any, key: str) -> bool:
-    return isinstance(holder, list) or key in holder
-
-
-def _index(holder: Any, key: str, dotted: str) -> Any:
-    if isinstance(holder, dict):
-        return key
-    if not key.isdigit() or int(key) >= len(holder):
-        last = len(holder) - 1
-        raise SettingError(
-            f"command line: {dotted}: {key!r} is not a place in the list, 0 to {last}"
-        )
-    return int(key)
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Safe YAML whose errors say where: no key twice, and 1e-3 is a number.
+"""Safe YAML whose errors say where: no key twice, and 1e-3 is a number; `a.b=value` over it.
 
 Knows text and lines; what the keys mean is `clmm.study`'s affair.
 """
@@ -50,3 +50,40 @@ def parse(text: str, name: str) -> tuple[Any, yaml.Node | None]:
         raise SettingError(f"{name}{line}: not YAML: {error.problem}") from None
     finally:
         loader.dispose()
+
+
+def apply_override(values: dict[str, Any], text: str) -> None:
+    """Applies `a.b=value`, where a number is a place in a list: `strategies.0.budget=0.1`."""
+    dotted, equals, written = text.partition("=")
+    if not equals or not dotted:
+        raise SettingError(f"command line: {text!r} is not key=value")
+    value, _ = parse(written, f"command line: {dotted}")
+    keys = dotted.split(".")
+    holder: Any = values
+    for depth, key in enumerate(keys[:-1]):
+        child = holder[_index(holder, key, dotted)] if _has(holder, key) else None
+        if isinstance(child, str):
+            child = {"name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, (dict, list)):
+            here = ".".join(keys[: depth + 1])
+            raise SettingError(f"command line: {dotted}: {here} is {child!r} and has no settings")
+        holder[_index(holder, key, dotted)] = child
+        holder = child
+    holder[_index(holder, keys[-1], dotted)] = value
+
+
+def _has(holder: Any, key: str) -> bool:
+    return isinstance(holder, list) or key in holder
+
+
+def _index(holder: Any, key: str, dotted: str) -> Any:
+    if isinstance(holder, dict):
+        return key
+    if not key.isdigit() or int(key) >= len(holder):
+        last = len(holder) - 1
+        raise SettingError(
+            f"command line: {dotted}: {key!r} is not a place in the list, 0 to {last}"
+        )
+    return int(key)
