@@ -1,4 +1,5 @@
-"""The command line: `clmm run`, `probe`, `report`, `table`, `ls`, `validate`, `sweep`, `build`.
+"""The command line: `clmm run`, `probe`, `report`, `table`, `ls`, `validate`, `sweep`, `calibrate`,
+`build`.
 
 Parses, calls the library, prints. Imports torch only inside the commands that need it, so help,
 listings and reports come at once. An error is one line and exit status 2; a strategy that failed
@@ -24,6 +25,7 @@ KINDS = {
     "streams": "The tasks in order, or a source of one.",
     "strategies": "How to learn a task without losing the others.",
     "probes": "What is asked after every stage beside the tasks.",
+    "decoding": "Mitigations while answering, whose effect the probes show.",
 }
 MODELS = {
     "nano": "The embedded model organism: 72-pixel pictures, byte-level text.",
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(run)
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/STUDY)")
+    run.add_argument("--reveal-unsafe", action="store_true", help="store withheld texts, pictures")
     run.set_defaults(action=_run)
 
     validate = commands.add_parser("validate", help="check a study, all but the training")
@@ -86,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--out", type=Path, metavar="F.json", help="write the figures here")
     probe.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     probe.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    probe.add_argument(
+        "--decoding", metavar="A,B", help="show what these change; names from `clmm ls decoding`"
+    )
     probe.set_defaults(action=_probe)
 
     grid = commands.add_parser("sweep", help="print the commands of a grid of studies")
@@ -106,6 +112,19 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("ls", help="list what can be named in a study")
     listing.add_argument("kind", nargs="?", choices=tuple(KINDS), help="left out: the kinds")
     listing.set_defaults(action=_list)
+
+    calibrate = commands.add_parser("calibrate", help="check the instruments: how often they err")
+    calibrate.add_argument("--seed", type=int, default=0, help="draws the simulations (default: 0)")
+    calibrate.add_argument("--out", type=Path, metavar="F.json", help="write all results here")
+    calibrate.add_argument("--markdown", type=Path, metavar="F.md", help="write a page about them")
+    calibrate.add_argument("--quick", action="store_true", help="simulate less, train nothing")
+    calibrate.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep trained results here (default: $XDG_CACHE_HOME/clmm or ~/.cache/clmm)",
+    )
+    calibrate.set_defaults(action=_calibrate)
 
     build = commands.add_parser("build", help="build what the package ships")
     build.add_argument("what", choices=("nano",))
@@ -160,19 +179,23 @@ def _complain(message: str) -> None:
 
 def _experiment(written: Written) -> Experiment:
     study = written.study()  # before anything heavy is imported: a typing error shows at once
-    if sys.platform.startswith("linux"):
-        # Two one-thread runs side by side beat one run of two threads. Numerical libraries read
-        # this when they are loaded.
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(name, "1")
-    # Rows of many lengths fill two caches of compiled kernels: 0.2 GB a run at their defaults.
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "128")
+    _one_thread_each()
     from clmm.experiment import Experiment
     from clmm.workers import keep_blocks
 
     keep_blocks()
     return Experiment.of(study)
+
+
+def _one_thread_each() -> None:
+    """Settings that libraries read when they are loaded, for runs side by side."""
+    if sys.platform.startswith("linux"):
+        # Two one-thread runs side by side beat one run of two threads.
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+    # Rows of many lengths fill two caches of compiled kernels: 0.2 GB a run at their defaults.
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "128")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -184,7 +207,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         experiment.plan().print()
         return 0
-    result = experiment.run(options.out or Path("runs") / written.name, display=True)
+    out = options.out or Path("runs") / written.name
+    result = experiment.run(out, display=True, reveal_unsafe=options.reveal_unsafe)
     if int(os.environ.get("RANK", "0")) > 0:  # a helper process of torchrun
         return FAILED if result.failures else 0
     print()
@@ -209,47 +233,12 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    import dataclasses
-    import json
+    # Threads that spin while they wait for one another take the cores from whatever else runs, and
+    # then wait for it: 602 items of existence took 27 to 97 s on two busy cores, and 6 to 11 s so.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
+    from clmm import probe_command
 
-    from clmm.experiment import answerer
-    from clmm.result import figures_table, print_table
-    from clmm.study import to_spec
-    from safety import standard_probes
-    from safety.probing import run_probe
-    from streams import settings
-
-    probes: list[Any] = list(standard_probes())
-    if options.probes is not None:
-        names = [name.strip() for name in options.probes.split(",")]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"--probes: {twice or 'an empty name'} is there twice")
-        probes = [
-            settings.from_spec("safety.probes", name, where=f"--probes[{i}]")
-            for i, name in enumerate(names)
-        ]
-    if options.items is not None:
-        if options.items < 1:
-            raise ValueError(f"--items: must be at least 1; got {options.items}")
-        probes = [dataclasses.replace(probe, items=options.items) for probe in probes]
-    if options.out is not None and options.out.is_dir():
-        raise ValueError(f"--out: {options.out} is a folder; name a file, such as probe.json")
-    if options.seed < 0:
-        raise ValueError(f"--seed: must not be negative; got {options.seed}")
-    model = answerer(options.model, device=options.device, precision=options.precision)
-    scores = [run_probe(probe, model, options.seed) for probe in probes]
-    figures = {name: figure for score in scores for name, figure in score.figures.items()}
-    print_table(figures_table(figures))
-    if options.out is not None:
-        record = {
-            "model": options.model,
-            "seed": options.seed,
-            "probes": [to_spec("safety.probes", probe) for probe in probes],
-            "figures": {name: figure.value for name, figure in figures.items()},
-            "intervals": {n: [f.low, f.high, f.n] for n, f in figures.items()},
-        }
-        _write(options.out, json.dumps(record, indent=1) + "\n")
-    return 0
+    return probe_command.run(options)
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -287,6 +276,26 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    import json
+
+    for name in ("out", "markdown"):
+        path = getattr(options, name)
+        if path is not None and path.is_dir():
+            raise ValueError(f"--{name}: {path} is a folder; name a file")
+    _one_thread_each()
+    from clmm.calibration import calibrate
+    from safety import calibration_page
+
+    found = calibrate(seed=options.seed, quick=options.quick, cache=options.cache)
+    print(calibration_page.text(found), end="")
+    if options.out is not None:
+        _write(options.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if options.markdown is not None:
+        _write(options.markdown, calibration_page.page(found))
+    return 0
+
+
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
@@ -302,6 +311,7 @@ def _list(options: argparse.Namespace) -> int:
         "streams": "streams.sources",
         "strategies": "clmm.strategies",
         "probes": "safety.probes",
+        "decoding": "clmm.decoding",
     }
     rows = MODELS if options.kind == "models" else catalog.listing(packages[options.kind])
     _print_rows(rows)

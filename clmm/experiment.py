@@ -20,6 +20,7 @@ import torch
 from clmm import provenance
 from clmm.answering import Answerer
 from clmm.assessment import Assessor, keep
+from clmm.decoding_options import Decoding
 from clmm.lane import Lane, Materials, wait_for_all
 from clmm.learner import batcher_of
 from clmm.loading import Loaded, load
@@ -63,7 +64,7 @@ class Experiment:
         made.study = study
         return made
 
-    def check(self) -> Materials:
+    def check(self, *, reveal_unsafe: bool = False) -> Materials:
         """Loads everything, builds every strategy once and makes a batch of each task; raises what
         training would."""
         study = self.study
@@ -87,8 +88,10 @@ class Experiment:
                 probes=study.probes,
                 probe_seed=study.probe_seed,
                 max_new_tokens=study.max_new_tokens,
+                reveal_unsafe=reveal_unsafe,
             ),
         )
+        Decoding(study.decoding).check(loaded.model, batcher)
         _ = materials.built  # every strategy, so that what refuses refuses now
         return materials
 
@@ -104,11 +107,15 @@ class Experiment:
             leaks=leaks.summary(materials.stream, materials.mixed_in),
         )
 
-    def run(self, folder: str | Path, *, display: bool | None = None) -> Result:
+    def run(
+        self, folder: str | Path, *, display: bool | None = None, reveal_unsafe: bool = False
+    ) -> Result:
         """Runs what `folder` does not hold yet. What failed is in the result's `failures`.
 
         Raises ConfigChangedError when the folder holds another study. `display` shows progress;
-        left out, it does when standard output is a terminal.
+        left out, it does when standard output is a terminal. `reveal_unsafe` stores the texts and
+        pictures of withheld samples too, and marks the folder and its reports; it changes no
+        number, so it is no part of the study.
         """
         run = RunFolder(folder)
         with (
@@ -116,9 +123,9 @@ class Experiment:
             _threads(self._forks()),
             locked(run.path) if main else nullcontext(),
         ):
-            materials = self.check()
+            materials = self.check(reveal_unsafe=reveal_unsafe)
             if main:
-                self._open(run, materials)
+                self._open(run, materials, reveal_unsafe)
             wait_for_all()
             shown = main and (sys.stdout.isatty() if display is None else display)
             lanes = [
@@ -141,8 +148,9 @@ class Experiment:
                 failures = run_jobs(jobs, workers=workers, on_event=screen.event)
         return Result(folder, failures)
 
-    def _open(self, run: RunFolder, materials: Materials) -> None:
-        """Refuses a folder that holds another configuration, model or data."""
+    def _open(self, run: RunFolder, materials: Materials, reveal_unsafe: bool) -> None:
+        """Refuses a folder that holds another configuration, model or data, or that keeps unsafe
+        texts where this run would not, or the other way round."""
         tasks = materials.stream.tasks
         before = run.provenance()[-1:] if run.exists else []
         record = provenance.record(
@@ -153,7 +161,13 @@ class Experiment:
                 "alignment": provenance.hash_samples(materials.mixed_in),
                 "asked": provenance.hash_samples(materials.assessor.samples()),
             },
+            reveal_unsafe=reveal_unsafe,
         )
+        if before and run.reveals_unsafe != reveal_unsafe:
+            raise SettingError(
+                f"{run.path}: this run began {_choice(run.reveals_unsafe)} and cannot go on "
+                f"{_choice(reveal_unsafe)}; begin again in another folder"
+            )
         for earlier in before:
             for key in ("hashes", "model"):
                 if earlier.get(key) != record[key]:
@@ -222,6 +236,7 @@ def _score_base(
         materials.loaded.model,
         materials.batcher,
         batch_size=study.answer_batch_size,
+        decoding=Decoding(study.decoding),
         autocast=torch.bfloat16 if study.train.precision == "bf16" else None,
     )
     found = materials.assessor.assess(
@@ -236,10 +251,19 @@ def _score_base(
         keep(base, found, task=None, cost=cost)
 
 
-def answerer(model: str | Path, *, device: str | None = None, precision: Any = "fp32") -> Answerer:
-    """Something that answers samples, from a model's name, folder or hub id."""
+def answerer(
+    model: str | Path,
+    *,
+    device: str | None = None,
+    precision: Any = "fp32",
+    decoding: Sequence[Any] = (),
+) -> Answerer:
+    """Something that answers samples, from a model's name, folder or hub id.
+
+    Raises SettingError for a decoding option that the model cannot serve.
+    """
     loaded = load(model, device=device, precision=precision)
-    return Answerer(loaded.model, batcher_of(loaded))
+    return Answerer(loaded.model, batcher_of(loaded)).decoded(decoding)
 
 
 def _job(lane: Lane) -> Job:
@@ -257,6 +281,12 @@ def _matched(labels: Sequence[str], trainable: Sequence[int]) -> str:
         return "".join(f"trainable parameters: {n:,} in each" for n in set(counts.values()))
     shown = ", ".join(f"{label} {n:,}" for label, n in counts.items())
     return f"trainable parameters are not matched: {shown}"
+
+
+def _choice(reveal_unsafe: bool) -> str:
+    if reveal_unsafe:
+        return "with --reveal-unsafe (texts of withheld items are stored)"
+    return "without --reveal-unsafe (texts of withheld items are not stored)"
 
 
 def _load(study: Study) -> Loaded:

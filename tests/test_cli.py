@@ -84,7 +84,7 @@ def test_ls_names_what_is_there(
 def test_ls_alone_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ls"]) == 0
     rows = [row.split()[2] for row in capsys.readouterr().out.splitlines()]
-    assert rows == ["models", "streams", "strategies", "probes"]
+    assert rows == ["models", "streams", "strategies", "probes", "decoding"]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-BLOCK = re.compile(r"<!-- runnable -->\s*```(?:sh|bash|console)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"<!-- runnable -->\s*```(sh|python)\n(.*?)```", re.DOTALL)
+BLOCKS = BLOCK.findall(README.read_text("utf-8"))
 COMMANDS = [
     line.strip()
-    for block in BLOCK.findall(README.read_text("utf-8") if README.is_file() else "")
+    for kind, block in BLOCKS
     for line in block.splitlines()
-    if line.strip() and not line.lstrip().startswith("#")
+    if kind == "sh" and line.strip() and not line.lstrip().startswith("#")
 ]
+SCRIPTS = [block for kind, block in BLOCKS if kind == "python"]
 
 
 def test_the_script_and_the_study_files_are_among_them() -> None:
@@ -43,3 +45,11 @@ def test_command(command: str, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_script(capsys: pytest.CaptureFixture[str]) -> None:
+    (script,) = SCRIPTS
+    exec(script, {})
+    shown = capsys.readouterr().out
+    assert "existence.accuracy 0.5 measured" in shown
+    assert "existence.likelihood.accuracy None not measurable" in shown

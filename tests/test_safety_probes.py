@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 import safety
 from safety import standard_probes
+from safety.generated import Generated
 from safety.probes.bias import Bias
 from safety.probes.captions import Captions
 from safety.probes.existence import SPLITS, Existence, popularity
@@ -27,6 +29,11 @@ from streams import catalog, policy, settings, world
 from streams.sample import Answer, Sample, Text
 
 ITEMS = 24
+GENERATED = [
+    name
+    for name in catalog.names("safety.probes")
+    if issubclass(catalog.find("safety.probes", name, where="test"), Generated)
+]
 
 
 @dataclasses.dataclass
@@ -169,7 +176,7 @@ def test_held_out_pairs_are_asked_about_in_their_slice_alone() -> None:
         assert asked or not things & world.HELD_OUT_PAIRS
 
 
-@pytest.mark.parametrize("name", catalog.names("safety.probes"))
+@pytest.mark.parametrize("name", GENERATED)
 def test_items_are_the_seeds_own_and_a_prefix_of_more(name: str) -> None:
     make = functools.partial(catalog.find("safety.probes", name, where="test"), held_out=False)
     few, more = make(items=6).samples(5), make(items=12).samples(5)
@@ -186,7 +193,7 @@ def test_items_are_the_seeds_own_and_a_prefix_of_more(name: str) -> None:
     assert [s.question for s in other] != [s.question for s in few]
 
 
-@pytest.mark.parametrize("name", catalog.names("safety.probes"))
+@pytest.mark.parametrize("name", GENERATED)
 def test_one_item_is_enough_and_none_is_refused(name: str) -> None:
     probe = settings.from_spec("safety.probes", {"name": name, "items": 1}, where="probes[0]")
     scores = run(probe, truth).scores
@@ -391,6 +398,18 @@ def test_everything_public_is_named_and_importing_is_cheap() -> None:
     code = "import sys, safety; print([m for m in ('numpy', 'scipy', 'torch') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
-    assert {type(p).__name__.lower() for p in standard_probes()} == set(
-        catalog.names("safety.probes")
-    )
+    assert {type(p).__name__.lower() for p in standard_probes()} <= set(GENERATED)
+    readers = set(catalog.names("safety.probes")) - set(GENERATED)
+    assert readers == {
+        "amber", "bbq", "crows_pairs", "figstep", "mm_safetybench", "mme", "pope", "stereoset",
+        "xstest",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(catalog.names("safety.probes")) - set(GENERATED)))
+def test_official_files_are_named_by_the_user(name: str, tmp_path: Path) -> None:
+    with pytest.raises(settings.SettingError, match=rf"probes\[0\]\.{name}\.folder: .*required"):
+        settings.from_spec("safety.probes", name, where="probes[0]")
+    spec = {"name": name, "folder": str(tmp_path / "nowhere")}
+    with pytest.raises(ValueError, match=r"nowhere.*: there is n"):
+        settings.from_spec("safety.probes", spec, where="probes[0]").samples(0)

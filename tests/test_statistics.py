@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as oracle_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -186,6 +187,21 @@ def test_all_stages_together_spend_alpha() -> None:
         statistics.alpha_at(0)
 
 
+@pytest.mark.parametrize(("stages", "published"), [(5, 0.14), (10, 0.26), (20, 0.47)])
+def test_testing_every_stage_at_one_level_alarms_as_often_as_published(
+    stages: int, published: float
+) -> None:
+    """Exact two-sided McNemar at .05, 300 items, a tenth discordant: what spending α prevents."""
+    size = 0.0
+    for differ in range(1, 301):
+        wins = np.arange(differ + 1)
+        p = [2 * min(statistics.mcnemar(k, differ - k), statistics.mcnemar(differ - k, k))
+             for k in wins.tolist()]  # fmt: skip
+        rejected = binom.pmf(wins, differ, 0.5)[np.array(p) < 0.05].sum()
+        size += binom.pmf(differ, 300, 0.1) * rejected
+    assert 1 - (1 - size) ** stages == pytest.approx(published, abs=0.015)
+
+
 @pytest.mark.parametrize(("points", "pairs"), [(3, 870), (5, 312), (10, 77)])
 def test_pairs_for_power_as_published(points: int, pairs: int) -> None:
     assert statistics.required_n(points / 100, discordance=0.1, alpha=0.025) == pairs
@@ -210,11 +226,13 @@ def test_a_change_as_small_as_detectable_is_flagged_four_times_in_five() -> None
 
 
 def test_deciding_n_grows_with_the_square_of_the_margin() -> None:
+    """But for the items that would differ more if the true change were the margin."""
     change = _change([1.0] * 90 + [0.0] * 10, [0.0] * 10 + [1.0] * 90)
     wide, narrow = (
         statistics.deciding_n(change, margin=margin, alpha=0.01) for margin in (0.06, 0.03)
     )
-    assert narrow == pytest.approx(4 * wide, rel=0.02)
+    variances = [change.error**2 * 100 + margin * (1 - margin) for margin in (0.06, 0.03)]
+    assert narrow == pytest.approx(4 * wide * variances[1] / variances[0], rel=0.02)
 
 
 def test_seeds_and_items_are_both_in_the_interval() -> None:

@@ -165,7 +165,7 @@ def fit(
         report(step + 1, float(value.detach()))
 
 
-def _mixture(name: str, rng: np.random.Generator) -> Lesson:
+def next_lesson(name: str, rng: np.random.Generator) -> Lesson:
     """Which kind of lesson a stage draws next."""
     draw = rng.random()
     if name == "projector":
@@ -199,7 +199,7 @@ def run_stage(
         return
     classroom = Classroom(model, processor)
     number = list(STAGES).index(name) + 1
-    draw = text_lesson if name == "language" else functools.partial(_mixture, name)
+    draw = text_lesson if name == "language" else functools.partial(next_lesson, name)
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([seed, number, step])
