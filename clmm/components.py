@@ -21,12 +21,12 @@ COMPONENTS = ("encoder", "input_projector", "language_model")
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "input_projector": (
-        "input_projector", "multi_modal_projector", "connector", "merger",
+        "input_projectors", "input_projector", "multi_modal_projector", "connector", "merger",
         "deepstack_merger_list", "embed_vision", "modality_projection", "mlp1", "aligner",
         "image_to_text_projection", "language_projection", "qformer",
     ),
     "encoder": (
-        "encoder", "vision_tower", "vision_model", "visual", "vision_embed_tokens",
+        "encoders", "encoder", "vision_tower", "vision_model", "visual", "vision_embed_tokens",
         "image_encoder", "video_tower", "audio_tower",
     ),
     "language_model": ("language_model", "text_model"),

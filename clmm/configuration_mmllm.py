@@ -1,64 +1,101 @@
 """The configuration of an any-to-any multimodal LLM: five components, each by name and settings.
 
-Knows what the components are and how many tokens an image becomes (`num_image_tokens`, which the
-processor and the model both ask). Builds nothing.
+Knows which components there are, and that their widths and token counts fit. Builds no weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from clmm.encoding import Encoder, InputProjector
+from streams import settings
+from streams.catalog import nearest
+from streams.settings import SettingError
+
+Spec = dict[str, Any]
+
 
 class MMLLMConfig(PretrainedConfig):
-    """Encoder F_X → input projector P_X → language model → output projector H_X → generator.
+    """Encoders F_X → input projectors P_X → language model → output projectors H_X → generators.
 
-    `vision_config` is any transformers vision configuration, `text_config` any causal language
-    model's. `input_projector` is a name in `clmm.projectors` with its settings. The two slots on
-    the output side are empty for now: they hold `None`, and text is what comes out.
+    `encoders` maps an input's name (image, video, audio, …) to a name in `clmm.encoders` with its
+    settings; `input_projectors` has the same keys and names in `clmm.projectors`. `text_config` is
+    any language model's of transformers. `token_ids` maps each input to its placeholder's id. The
+    slots on the output side are empty for now, and text is what comes out.
+
+    Raises SettingError for components that do not fit, with both names and both numbers.
     """
 
     model_type = "mmllm"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
 
     def __init__(
         self,
-        vision_config: dict[str, Any] | PretrainedConfig | None = None,
-        text_config: dict[str, Any] | PretrainedConfig | None = None,
-        input_projector: dict[str, Any] | None = None,
-        output_projector: dict[str, Any] | None = None,
-        generator: dict[str, Any] | None = None,
-        image_token_id: int = 0,
+        encoders: Mapping[str, Spec] | None = None,
+        input_projectors: Mapping[str, Spec] | None = None,
+        text_config: Spec | PretrainedConfig | None = None,
+        token_ids: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.vision_config = _config(vision_config, default="convnext")
-        self.text_config = _config(text_config, default="llama")
-        self.input_projector = input_projector or {"name": "mlp"}
-        for slot, value in (("output_projector", output_projector), ("generator", generator)):
-            if value is not None:
-                raise ValueError(f"config.{slot}: this version's output is text; leave it empty")
-        self.output_projector = output_projector
-        self.generator = generator
-        self.image_token_id = image_token_id
+        self.encoders = {name: dict(spec) for name, spec in (encoders or {}).items()}
+        self.input_projectors = {name: dict(s) for name, s in (input_projectors or {}).items()}
+        self.token_ids = dict(token_ids or {})
+        if not isinstance(text_config, PretrainedConfig):
+            values = dict(text_config or {})
+            text_config = CONFIG_MAPPING[values.pop("model_type", "llama")](**values)
+        self.text_config = text_config
+        self._check()
         super().__init__(**kwargs)
 
     @property
-    def num_image_tokens(self) -> int:
-        """How many visual tokens one image gives the language model."""
-        vision = self.vision_config
-        stride = vision.patch_size
-        if hasattr(vision, "depths"):  # hierarchical: every later stage halves the grid
-            stride *= 2 ** (len(vision.depths) - 1)
-        return int(vision.image_size // stride) ** 2
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs beside text, in order."""
+        return tuple(self.encoders)
 
+    @property
+    def image_token_id(self) -> int | None:
+        """The placeholder of images, by the name that transformers' tools look for."""
+        return self.token_ids.get("image")
 
-def _config(value: dict[str, Any] | PretrainedConfig | None, *, default: str) -> PretrainedConfig:
-    if isinstance(value, PretrainedConfig):
-        return value
-    settings = dict(value or {})
-    return CONFIG_MAPPING[settings.pop("model_type", default)](**settings)
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of an input, as its settings."""
+        made: Encoder = settings.from_spec(
+            "clmm.encoders", self.encoders[name], where=f"encoders.{name}"
+        )
+        return made
+
+    def input_projector(self, name: str) -> InputProjector:
+        """The input projector of an input, as its settings."""
+        made: InputProjector = settings.from_spec(
+            "clmm.projectors", self.input_projectors[name], where=f"input_projectors.{name}"
+        )
+        return made
+
+    def num_tokens(self, name: str) -> int:
+        """Placeholders that one medium of an input becomes; processor and model both ask."""
+        encoder = self.encoder(name)
+        features = encoder.num_tokens(encoder.shape)
+        try:
+            return self.input_projector(name).num_tokens(features)
+        except ValueError as error:
+            raise SettingError(
+                f"input_projectors.{name}: {self.input_projectors[name]['name']} cannot take the "
+                f"{features} features of {self.encoders[name]['name']}: {error}"
+            ) from None
+
+    def _check(self) -> None:
+        for here, there in (("input_projectors", "encoders"), ("encoders", "input_projectors")):
+            mine, others = getattr(self, here), getattr(self, there)
+            for name in mine:
+                if name not in others:
+                    near = nearest(name, [*others]) if others else ""
+                    raise SettingError(f"{here}.{name}: there is no {there}.{name}{near}")
+        for name in self.inputs:
+            self.num_tokens(name)
 
 
 AutoConfig.register(MMLLMConfig.model_type, MMLLMConfig)

@@ -1,7 +1,6 @@
 """The processor of the multimodal LLM, and its byte-level tokenizer.
 
-One placeholder in the text becomes `num_image_tokens` of them, as many as the model will fill.
-Knows no weights.
+One placeholder in the text becomes as many as the model will fill. Knows no weights.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from transformers import (
     BatchFeature,
     PreTrainedTokenizerFast,
     ProcessorMixin,
-    ViTImageProcessor,
 )
 
 from clmm.configuration_mmllm import MMLLMConfig
@@ -66,11 +64,11 @@ class MMLLMProcessor(ProcessorMixin):
         self,
         image_processor: Any = None,
         tokenizer: Any = None,
-        num_image_tokens: int = 1,
+        num_tokens: dict[str, int] | None = None,
         chat_template: str | None = CHAT_TEMPLATE,
         **kwargs: Any,
     ) -> None:
-        self.num_image_tokens = num_image_tokens
+        self.num_tokens = dict(num_tokens or {"image": 1})
         self.image_token = IMAGE
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -91,7 +89,7 @@ class MMLLMProcessor(ProcessorMixin):
         placeholders = sum(t.count(IMAGE) for t in texts)
         if placeholders != len(flat):
             raise ValueError(f"{placeholders} {IMAGE} placeholders in the text, {len(flat)} images")
-        expanded = [t.replace(IMAGE, IMAGE * self.num_image_tokens) for t in texts]
+        expanded = [t.replace(IMAGE, IMAGE * self.num_tokens["image"]) for t in texts]
         side = {} if padding_side is None else {"padding_side": padding_side}
         data = dict(
             self.tokenizer(
@@ -113,14 +111,6 @@ def _flatten(images: Any) -> list[Any]:
     if isinstance(images, (list, tuple)):
         return [image for item in images for image in _flatten(item)]
     return [images]
-
-
-def image_processor(size: int) -> ViTImageProcessor:
-    """Resize to a square of `size` pixels, scale to [−1, 1]."""
-    half = [0.5, 0.5, 0.5]
-    return ViTImageProcessor(
-        size={"height": size, "width": size}, resample=2, image_mean=half, image_std=half
-    )
 
 
 AutoProcessor.register(MMLLMConfig, MMLLMProcessor)
