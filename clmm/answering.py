@@ -16,7 +16,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from clmm import key_value_cache
+from clmm import decoder_rows, key_value_cache
 from clmm.batching import IGNORED, Batch, Batcher, SampleError, to_model
 from clmm.components import evaluating, merged
 from clmm.objective import Drawn
@@ -31,7 +31,7 @@ class Answerer:
     `batch_size` rows at a time, longest first; on CUDA it is halved when memory runs out.
     `autocast` computes in that precision. `share_prompts` runs each prompt once for all its
     continuations; None decides: not for models whose positions the cache does not carry
-    (Qwen-VL's rotary deltas), nor with learnt prompt tokens.
+    (Qwen-VL's rotary deltas), nor with learnt prompt tokens, nor for an encoder–decoder.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Answerer:
         def work(rows: Sequence[int]) -> list[str]:
             batch = self._to_model(self.batcher.prompts([samples[i] for i in rows]))
             written = self.model.generate(**batch, generation_config=settings)
-            return self._decode(written[:, batch["input_ids"].shape[1] :], settings.eos_token_id)
+            return self._decode(written[:, decoder_rows.length(batch) :], settings.eos_token_id)
 
         texts = self._spread([_extent(sample) for sample in samples], work)
         return [
@@ -80,7 +80,7 @@ class Answerer:
         with self._asking():
             batch = self._to_model(self.batcher.prompts(rows))
             written = self.model.generate(**batch, generation_config=settings)
-        written = written[:, batch["input_ids"].shape[1] :]
+        written = written[:, decoder_rows.length(batch) :]
         stop, ids = set(settings.eos_token_id), []
         for row in written.tolist():
             end = next((i + 1 for i, token in enumerate(row) if token in stop), len(row))
@@ -134,13 +134,14 @@ class Answerer:
     def _direct(self, samples: Sequence[Sample], texts: Sequence[str]) -> list[float]:
         """One row for each pair; logits only where a label follows."""
         batch = self._to_model(self.batcher.continuations(samples, texts))
-        labels = batch.pop("labels")[:, 1:]
+        labels = decoder_rows.next_tokens(batch)
+        del batch["labels"]
         first = int((labels != IGNORED).any(dim=0).int().argmax())
         if "logits_to_keep" in inspect.signature(_base(self.model).forward).parameters:
             places = torch.arange(first, labels.shape[1], device=labels.device)
             logits = self.model(**batch, logits_to_keep=places).logits
         else:
-            logits = self.model(**batch).logits[:, first:-1]
+            logits = self.model(**batch).logits[:, first : labels.shape[1]]
         return _summed(logits, labels[:, first:]).tolist()
 
     def _shared(
@@ -183,6 +184,8 @@ class Answerer:
     def _shares_prompts(self) -> bool:
         if self._share_prompts is not None:
             return self._share_prompts
+        if self.batcher.decoder_start is not None:
+            return False  # its cache holds answers; what the prompts became lies beside it
         peft = getattr(self.model, "active_peft_config", None)
         own_positions = any("rope_deltas" in vars(module) for module in self.model.modules())
         return not (own_positions or getattr(peft, "is_prompt_learning", False))

@@ -1,4 +1,5 @@
-"""The command line: `clmm run`, `probe`, `report`, `table`, `ls`, `validate`, `sweep`, `build`.
+"""The commands: `clmm run`, `probe`, `report`, `table`, `ls`, `zoo`, `validate`, `sweep`, `build`
+and `convert`.
 
 Parses, calls the library, prints. Imports torch only inside the commands that need it, so help,
 listings and reports come at once. An error is one line and exit status 2; a strategy that failed
@@ -107,8 +108,20 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", choices=tuple(KINDS), help="left out: the kinds")
     listing.set_defaults(action=_list)
 
+    zoo = commands.add_parser("zoo", help="list published models; show or measure a recipe")
+    zoo.add_argument("name", nargs="?", metavar="NAME", help="a recipe, or a model's name")
+    zoo.add_argument("--formula", nargs="+", default=[], metavar="KEY=VALUE",
+                     help="filter: input=image,audio encoder=clip llm=vicuna output=I")  # fmt: skip
+    zoo.add_argument("--out", type=Path, metavar="F.json", help="measure and write the recipes")
+    zoo.set_defaults(action=_zoo)
+
+    convert = commands.add_parser("convert", help="turn a published checkpoint into a composition")
+    convert.add_argument("folder", type=Path, metavar="FOLDER", help="LLaVA, BLIP-2, InternVL …")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.set_defaults(action=_convert)
+
     build = commands.add_parser("build", help="build what the package ships")
-    build.add_argument("what", choices=("nano",))
+    build.add_argument("what", choices=("nano", "painter"))
     build.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on; try --help")
     build.set_defaults(action=_build)
     return parser
@@ -292,6 +305,12 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
 
 
+def _zoo(options: argparse.Namespace) -> int:
+    from clmm import zoo
+
+    return zoo.run(options.name, formula=options.formula, out=options.out)
+
+
 def _list(options: argparse.Namespace) -> int:
     from streams import catalog
 
@@ -314,7 +333,18 @@ def _print_rows(rows: Mapping[str, str]) -> None:
         print(f"{name.ljust(width)}  {line}".rstrip())
 
 
+def _convert(options: argparse.Namespace) -> int:
+    from clmm.converting import print_converted
+
+    print_converted(options.folder, options.out)
+    return 0
+
+
 def _build(options: argparse.Namespace) -> int:
+    if options.what == "painter":
+        from clmm.nano import painter
+
+        return painter.main(options.arguments)
     from clmm.nano import build
 
     return int(build.main(options.arguments) or 0)

@@ -42,8 +42,26 @@ class Encoder(Protocol):
         ...
 
 
+class BorrowingEncoder(Protocol):
+    """A frozen dataclass in `clmm/encoders` without weights: another input's encoder serves it."""
+
+    @property
+    def of(self) -> str:
+        """The input that owns the encoder."""
+        ...
+
+    def over(self, encoder: Encoder) -> Encoder:
+        """This input's encoder, given the owner's; one medium is [*lead, *the owner's shape]."""
+        ...
+
+
 class InputProjector(Protocol):
-    """A frozen dataclass in `clmm/projectors`: P_X = Θ_{X→T}(F_X)."""
+    """A frozen dataclass in `clmm/projectors`: P_X = Θ_{X→T}(F_X).
+
+    One with `in_layers` true has a single placeholder a medium, is built with the language model's
+    `depth` besides, and attends from inside it (`clmm/gated_layers.py`). A module whose
+    `reads_instruction` is true takes `qformer_input_ids` and `qformer_attention_mask` too.
+    """
 
     def num_tokens(self, features: int) -> int:
         """Tokens for the language model from so many features; ValueError where it cannot."""
@@ -60,24 +78,57 @@ class Selected(nn.Module):
     `layers` are indices into the hidden states, 0 the embeddings and −1 the last; None is the
     model's own last state, after its final norm. Several are joined along the width. Of each the
     first `drop` tokens (class token, registers) are left out. A feature map [N, d, h, w] is read
-    row by row.
+    row by row. With `interpolate`, the position table is stretched to the image's size.
     """
 
-    def __init__(self, model: nn.Module, *, layers: Sequence[int] | None = None, drop: int = 0):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Sequence[int] | None = None,
+        drop: int = 0,
+        interpolate: bool = False,
+    ):
         super().__init__()
         self.model = model
         self.layers = None if layers is None else tuple(layers)
         self.drop = drop
+        self.options = {"interpolate_pos_encoding": True} if interpolate else {}
 
     def forward(self, values: Tensor) -> Tensor:
         """[N, *shape] → [N, n, width]."""
         if self.layers is None:
-            states = [self.model(values).last_hidden_state]
+            states = [self.model(values, **self.options).last_hidden_state]
         else:
-            hidden = self.model(values, output_hidden_states=True).hidden_states
+            output = self.model(values, output_hidden_states=True, **self.options)
+            hidden = output.hidden_states
             states = [hidden[layer] for layer in self.layers]
         flat = [s.flatten(2).transpose(1, 2) if s.dim() == 4 else s[:, self.drop :] for s in states]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+
+
+def joined(module: nn.Module, values: Tensor, axes: int) -> Tensor:
+    """[N, *lead, *shape] through an encoder of [N, *shape], where `shape` has so many axes.
+
+    Features of one medium follow one another: [N, prod(lead) · n, d_X].
+    """
+    lead = values.dim() - axes
+    features: Tensor = module(values.flatten(0, lead - 1))
+    return features if lead == 1 else features.reshape(len(values), -1, features.shape[-1])
+
+
+def unused_blocks(
+    layers: Sequence[int] | None, depth: int, *, blocks: str, ends: Sequence[str]
+) -> tuple[str, ...]:
+    """Prefixes of parameters that no feature depends on when `layers` of `depth` blocks are taken.
+
+    Blocks behind the deepest layer, named `blocks` and a number, and `ends`, such as the norm
+    behind the last. Empty where `layers` is None, for then the model's own last state is taken.
+    """
+    if layers is None:
+        return ()
+    deepest = max(layer % (depth + 1) for layer in layers)
+    return (*(f"{blocks}.{i}." for i in range(deepest, depth)), *ends)
 
 
 def square(image_size: int, stride: int, *, where: str) -> int:

@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from clmm import avalanche_plugins, components, objective
+from clmm import avalanche_plugins, components, decoder_rows, objective
 from clmm.answering import Answerer
 from clmm.batching import Batcher
 from clmm.checkpoint import joined, parted
@@ -368,7 +368,10 @@ def batcher_of(loaded: Loaded, *, max_length: int | None = None) -> Batcher:
     model: Any = loaded.model
     model.requires_grad_(False)
     return Batcher(
-        loaded.processor, max_length=max_length, encode_images=components.frozen_encoder(model)
+        loaded.processor,
+        max_length=max_length,
+        encode_images=components.frozen_encoder(model),
+        decoder_start=decoder_rows.start_of(model),
     )
 
 
