@@ -16,7 +16,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from clmm import key_value_cache
+from clmm import decoder_rows, key_value_cache
 from clmm.batching import IGNORED, Batch, Batcher, SampleError, to_model
 from clmm.components import evaluating, merged
 from clmm.decoding_options import Decoding
@@ -32,8 +32,8 @@ class Answerer:
     `batch_size` rows at a time, longest first; on CUDA it is halved when memory runs out.
     `autocast` computes in that precision. `share_prompts` runs each prompt once for all its
     continuations; None decides: not for models whose positions the cache does not carry
-    (Qwen-VL's rotary deltas), nor with learnt prompt tokens. `decoding` changes how answers are
-    made.
+    (Qwen-VL's rotary deltas), nor with learnt prompt tokens, nor for an encoder–decoder.
+    `decoding` changes how answers are made.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Answerer:
                 generation_config=settings,
                 logits_processor=LogitsProcessorList(processors),
             )
-            written = written[: len(rows), batch["input_ids"].shape[1] :]
+            written = written[: len(rows), decoder_rows.length(batch) :]
             return self._decode(written, settings.eos_token_id)
 
         lengths = [_extent(self.decoding.asked(sample)) for sample in samples]
@@ -117,7 +117,7 @@ class Answerer:
         with self._asking():
             batch = self._to_model(self.batcher.prompts(rows))
             written = self.model.generate(**batch, generation_config=settings)
-        written = written[:, batch["input_ids"].shape[1] :]
+        written = written[:, decoder_rows.length(batch) :]
         stop, ids = set(settings.eos_token_id), []
         for row in written.tolist():
             end = next((i + 1 for i, token in enumerate(row) if token in stop), len(row))
@@ -171,13 +171,14 @@ class Answerer:
     def _direct(self, samples: Sequence[Sample], texts: Sequence[str]) -> list[float]:
         """One row for each pair; logits only where a label follows."""
         batch = self._to_model(self.batcher.continuations(samples, texts))
-        labels = batch.pop("labels")[:, 1:]
+        labels = decoder_rows.next_tokens(batch)
+        del batch["labels"]
         first = int((labels != IGNORED).any(dim=0).int().argmax())
         if "logits_to_keep" in inspect.signature(_base(self.model).forward).parameters:
             places = torch.arange(first, labels.shape[1], device=labels.device)
             logits = self.model(**batch, logits_to_keep=places).logits
         else:
-            logits = self.model(**batch).logits[:, first:-1]
+            logits = self.model(**batch).logits[:, first : labels.shape[1]]
         return _summed(logits, labels[:, first:]).tolist()
 
     def _shared(
@@ -220,6 +221,8 @@ class Answerer:
     def _shares_prompts(self) -> bool:
         if self._share_prompts is not None:
             return self._share_prompts
+        if self.batcher.decoder_start is not None:
+            return False  # its cache holds answers; what the prompts became lies beside it
         peft = getattr(self.model, "active_peft_config", None)
         own_positions = any("rope_deltas" in vars(module) for module in self.model.modules())
         return not (own_positions or getattr(peft, "is_prompt_learning", False))

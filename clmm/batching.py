@@ -25,6 +25,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from clmm import decoder_rows
 from clmm.encoded import Prompt, pack, unpack
 from clmm.turns import Turns
 from streams.media import open_image
@@ -51,6 +52,7 @@ class Batcher:
     with a warning. `encode_images` (pixel_values [n, 3, h, w] → features [n, tokens, width]) is
     the frozen encoder of a model that accepts `image_features`: features then replace pixels and
     are computed once a prompt. `cache_bytes` bounds the prompts that are kept, oldest first out.
+    `decoder_start` is the id that the decoder of an encoder–decoder begins an answer with.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class Batcher:
         max_length: int | None = None,
         encode_images: Callable[[Tensor], Tensor] | None = None,
         cache_bytes: int = CACHE_BYTES,
+        decoder_start: int | None = None,
     ) -> None:
+        self.decoder_start = decoder_start
         self.processor = processor
         self.max_length = max_length
         self.turns = Turns.of(processor)
@@ -111,7 +115,8 @@ class Batcher:
     def prompts(self, samples: Sequence[Sample]) -> Batch:
         """Left-padded prompts, ready for `generate`."""
         encoded = self.encode(samples)
-        return self._collate(encoded, [prompt.ids for prompt in encoded], left=True)
+        batch = self._collate(encoded, [prompt.ids for prompt in encoded], left=True)
+        return decoder_rows.opened(batch, self.decoder_start)
 
     def redrawn(
         self, batch: Batch, samples: Sequence[Sample], change: Callable[[Sample, Tensor], Tensor]
@@ -249,7 +254,8 @@ class Batcher:
             rows = features.split([len(images) for images in pixels])
             for i, row in zip(chunk, rows, strict=True):
                 # A view would keep the whole chunk alive after its neighbours are evicted.
-                media = {"image_features": row.clone()}
+                media = {**prompts[i].media, "image_features": row.clone()}
+                del media["pixel_values"]
                 prompts[i] = Prompt(ids=prompts[i].ids, per_token=prompts[i].per_token, media=media)
         return prompts
 
@@ -257,7 +263,7 @@ class Batcher:
         """An interleaved document as one message; None for what has text alone to answer."""
         if not any(isinstance(part, Image) for part in sample.reference):
             return None
-        if not sample.plain:
+        if not sample.plain or self.decoder_start is not None:
             _refuse(sample, "its reference holds media, but this model answers in text only")
         if not sample.reference_text.strip():
             _refuse(sample, "it has no text behind its message, so no token to learn from")
@@ -305,6 +311,10 @@ class Batcher:
                 )
                 row = row[: self.max_length]
             rows.append(row)
+        if self.decoder_start is not None:
+            batch = self._collate(prompts, [prompt.ids for prompt in prompts], left=False)
+            own = [row[len(prompt.ids) :] for row, prompt in zip(rows, prompts, strict=True)]
+            return batch | decoder_rows.answers(own, self.decoder_start, self.pad_id)
         batch = self._collate(prompts, rows, left=False)
         place = torch.arange(batch["input_ids"].shape[1])
         learnt = place >= torch.tensor([len(prompt.ids) for prompt in prompts])[:, None]

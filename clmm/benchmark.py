@@ -17,6 +17,7 @@ from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from torch import Tensor
 
+from clmm import decoder_rows
 from clmm.batching import IGNORED, Batcher
 from streams.sample import Sample
 from streams.stream import Stream
@@ -60,14 +61,16 @@ class Examples:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """Rows and columns of the positions that predict a supervised token, [tokens] each."""
-        rows, columns = (self._batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True)
+        learnt = decoder_rows.next_tokens(self._batch) != IGNORED
+        rows, columns = learnt.nonzero(as_tuple=True)
         return rows, columns
 
     @property
     def targets(self) -> Tensor:
         """The supervised tokens [tokens], in the order of `places`."""
         rows, columns = self.places
-        return self._batch["labels"][rows, columns + 1].to(self.device, non_blocking=True)
+        tokens = decoder_rows.next_tokens(self._batch)[rows, columns]
+        return tokens.to(self.device, non_blocking=True)
 
     @property
     def tokens(self) -> int:

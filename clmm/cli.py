@@ -1,5 +1,4 @@
-"""The command line: `clmm run`, `probe`, `report`, `table`, `ls`, `validate`, `sweep`, `calibrate`,
-`build`.
+"""The command line: one function a command.
 
 Parses, calls the library, prints. Imports torch only inside the commands that need it, so help,
 listings and reports come at once. An error is one line and exit status 2; a strategy that failed
@@ -126,8 +125,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     calibrate.set_defaults(action=_calibrate)
 
+    zoo = commands.add_parser("zoo", help="list published models; show or measure a recipe")
+    zoo.add_argument("name", nargs="?", metavar="NAME", help="a recipe, or a model's name")
+    zoo.add_argument("--formula", nargs="+", default=[], metavar="KEY=VALUE",
+                     help="filter: input=image,audio encoder=clip llm=vicuna output=I")  # fmt: skip
+    zoo.add_argument("--out", type=Path, metavar="F.json", help="measure and write the recipes")
+    zoo.set_defaults(action=_zoo)
+
+    convert = commands.add_parser("convert", help="turn a published checkpoint into a composition")
+    convert.add_argument("folder", type=Path, metavar="FOLDER", help="LLaVA, BLIP-2, InternVL …")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.set_defaults(action=_convert)
+
     build = commands.add_parser("build", help="build what the package ships")
-    build.add_argument("what", choices=("nano",))
+    build.add_argument("what", choices=("nano", "painter"))
     build.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on; try --help")
     build.set_defaults(action=_build)
     return parser
@@ -181,7 +192,7 @@ def _experiment(written: Written) -> Experiment:
     study = written.study()  # before anything heavy is imported: a typing error shows at once
     _one_thread_each()
     from clmm.experiment import Experiment
-    from clmm.workers import keep_blocks
+    from clmm.process_memory import keep_blocks
 
     keep_blocks()
     return Experiment.of(study)
@@ -301,6 +312,12 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
 
 
+def _zoo(options: argparse.Namespace) -> int:
+    from clmm import zoo
+
+    return zoo.run(options.name, formula=options.formula, out=options.out)
+
+
 def _list(options: argparse.Namespace) -> int:
     from streams import catalog
 
@@ -324,7 +341,18 @@ def _print_rows(rows: Mapping[str, str]) -> None:
         print(f"{name.ljust(width)}  {line}".rstrip())
 
 
+def _convert(options: argparse.Namespace) -> int:
+    from clmm.converting import print_converted
+
+    print_converted(options.folder, options.out)
+    return 0
+
+
 def _build(options: argparse.Namespace) -> int:
+    if options.what == "painter":
+        from clmm.nano import painter
+
+        return painter.main(options.arguments)
     from clmm.nano import build
 
     return int(build.main(options.arguments) or 0)

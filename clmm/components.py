@@ -18,20 +18,23 @@ from torch import Tensor, nn
 from streams.catalog import nearest
 
 COMPONENTS = ("encoder", "input_projector", "language_model")
+OUTPUT = "output_projector"
+"""A component that only models which generate have."""
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "input_projector": (
-        "input_projector", "multi_modal_projector", "connector", "merger",
+        "input_projectors", "input_projector", "multi_modal_projector", "connector", "merger",
         "deepstack_merger_list", "embed_vision", "modality_projection", "mlp1", "aligner",
         "image_to_text_projection", "language_projection", "qformer",
     ),
     "encoder": (
-        "encoder", "vision_tower", "vision_model", "visual", "vision_embed_tokens",
+        "encoders", "encoder", "vision_tower", "vision_model", "visual", "vision_embed_tokens",
         "image_encoder", "video_tower", "audio_tower",
     ),
     "language_model": ("language_model", "text_model"),
+    OUTPUT: ("output_projectors",),
 }  # fmt: skip
-_HEADS = ("lm_head", "embed_out")
+HEADS = ("lm_head", "embed_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def find(model: nn.Module) -> dict[str, list[str]]:
     Raises ValueError when the language model cannot be found. A component may have no module of
     its own (empty list); the language model's head belongs to the language model.
     """
-    found: dict[str, list[str]] = {component: [] for component in COMPONENTS}
+    found: dict[str, list[str]] = {component: [] for component in (*COMPONENTS, OUTPUT)}
     for name, _ in model.named_modules():
         last = name.rsplit(".", 1)[-1]
         component = next((c for c, names in _NAMES.items() if last in names), None)
@@ -62,6 +65,8 @@ def find(model: nn.Module) -> dict[str, list[str]]:
             f"{type(model).__name__} has no module named "
             f"{' or '.join(_NAMES['language_model'])}, so its language model cannot be found"
         )
+    if not any(True for root in found[OUTPUT] for _ in model.get_submodule(root).parameters()):
+        del found[OUTPUT]
     return found
 
 
@@ -79,7 +84,7 @@ def language_linears(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and any(_within(name, root) for root in roots)
-        and name.rsplit(".", 1)[-1] not in _HEADS
+        and name.rsplit(".", 1)[-1] not in HEADS
     ]
     if not names:
         raise ValueError(f"the language model of {type(model).__name__} has no linear layer")
@@ -93,8 +98,8 @@ def train_only(model: nn.Module, components: Sequence[str]) -> int:
     """
     owners = component_of(model)
     for component in components:
-        if component not in COMPONENTS:
-            near = nearest(component, [*COMPONENTS])
+        if component not in (*COMPONENTS, OUTPUT):
+            near = nearest(component, [*COMPONENTS, OUTPUT])
             raise ValueError(f"there is no component {component!r}{near}")
         if component not in owners.values():
             raise ValueError(f"{type(model).__name__} has no parameters in its {component}")
@@ -107,7 +112,7 @@ def table(model: nn.Module) -> list[Row]:
     """Total and trainable parameters of each component, tied ones counted once."""
     owners = component_of(model)
     rows = []
-    for component in (*COMPONENTS, "other"):
+    for component in (*COMPONENTS, OUTPUT, "other"):
         own = [p for name, p in model.named_parameters() if owners[name] == component]
         rows.append(
             Row(
@@ -116,7 +121,7 @@ def table(model: nn.Module) -> list[Row]:
                 trainable=sum(p.numel() for p in own if p.requires_grad),
             )
         )
-    return [row for row in rows if row.total or row.component != "other"]
+    return [row for row in rows if row.total or row.component in COMPONENTS]
 
 
 def frozen_encoder(model: Any) -> Callable[[Tensor], Tensor] | None:
@@ -190,4 +195,4 @@ def _owner(parameter: str, found: dict[str, list[str]]) -> str:
     roots = [(root, c) for c, names in found.items() for root in names if _within(parameter, root)]
     if roots:
         return max(roots, key=lambda pair: len(pair[0]))[1]
-    return "language_model" if set(_HEADS) & set(parameter.split(".")) else "other"
+    return "language_model" if set(HEADS) & set(parameter.split(".")) else "other"

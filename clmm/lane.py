@@ -19,9 +19,10 @@ from clmm.assessment import Assessment, Assessor, keep
 from clmm.batching import Batcher
 from clmm.learner import STATE_FILE, Learner
 from clmm.loading import Loaded
+from clmm.process_memory import return_memory
 from clmm.strategy import Stages
 from clmm.study import Study
-from clmm.workers import Report, Turn, return_memory
+from clmm.workers import Report, Turn
 from reports.run_folder import RunFolder, StageFolder
 from streams.sample import Sample
 from streams.settings import SettingError

@@ -8,8 +8,6 @@ when the strategy names a stock plugin.
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -22,12 +20,13 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from clmm import avalanche_plugins, components, objective
+from clmm import avalanche_plugins, components, decoder_rows, objective
 from clmm.answering import Answerer
 from clmm.batching import Batcher
 from clmm.checkpoint import joined, parted
 from clmm.decoding_options import Decoding
 from clmm.objectives.sft import Sft
+from clmm.process_memory import peak_memory_bytes
 from clmm.routing import Known, RoutedAnswerer, RoutingAccuracy
 from clmm.strategy import BASE, Context, Prefixed, Stages, Stateful, Strategy
 from clmm.training import TrainSettings, derived_seed
@@ -204,7 +203,7 @@ class Learner:
             "seconds": time.perf_counter() - start,
             "steps": trainer.steps,
             "samples": trainer.samples,
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(),
             "trainable_parameters": self.trainable_parameters,
             "stored_bytes": self.stored_bytes,
         }
@@ -374,7 +373,10 @@ def batcher_of(loaded: Loaded, *, max_length: int | None = None) -> Batcher:
     model: Any = loaded.model
     model.requires_grad_(False)
     return Batcher(
-        loaded.processor, max_length=max_length, encode_images=components.frozen_encoder(model)
+        loaded.processor,
+        max_length=max_length,
+        encode_images=components.frozen_encoder(model),
+        decoder_start=decoder_rows.start_of(model),
     )
 
 
@@ -389,11 +391,3 @@ def _check_ids(stream: Stream) -> None:
                     f"of {task.name}; ids must be unique in a stream"
                 )
             seen[sample.id] = task.name
-
-
-def _peak_memory_bytes() -> int:
-    """Of the GPU when there is one, else of this process since it began."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

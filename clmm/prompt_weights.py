@@ -70,7 +70,12 @@ class SoftPrompts:
         if hasattr(model, PLACE):
             raise RuntimeError("the model carries prompts; close its other Learner first")
         example = context.stream.tasks[0].train[:1]
-        if reason := site.refusal(model, context.batcher.prompts(example)):
+        reason = (
+            "hands its prompts to an encoder, before which none can be put"
+            if context.batcher.decoder_start is not None
+            else site.refusal(model, context.batcher.prompts(example))
+        )
+        if reason:
             raise SettingError(
                 f"{name}: {type(model).__name__} {reason}; take a strategy that tunes LoRA"
             )

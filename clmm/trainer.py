@@ -30,7 +30,7 @@ from avalanche.training.templates import SupervisedTemplate
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 
-from clmm import components
+from clmm import components, decoder_rows
 from clmm.actor import TrainedActor
 from clmm.batching import to_model
 from clmm.benchmark import Examples, Mixture
@@ -69,7 +69,7 @@ class TokenLogits(nn.Module):
         weight = next(self.model.parameters())
         batch = to_model(examples.tensors, device=weight.device, dtype=self.model.dtype)
         rows, columns = (place.to(weight.device, non_blocking=True) for place in examples.places)
-        length = batch["input_ids"].shape[1]
+        length = decoder_rows.length(batch)
         # Logits of the prompt, images included, are most of the head's work and never used.
         first = int(examples.places[1].min()) if self._keeps else 0
         keep = {"logits_to_keep": length - first} if self._keeps else {}

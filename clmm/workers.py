@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import IO, Any, Literal, TypeVar
 
+from clmm.process_memory import keep_blocks
 from clmm.training import TrainingDiverged
 
 Report = Callable[[dict[str, Any]], None]
@@ -262,28 +263,6 @@ def _child(job: Job, channel: Connection, printed: int, parent: int) -> None:
         os.write(2, _details(error).encode())
         channel.send({"failure": _message(error)})
         sys.exit(1)
-
-
-def keep_blocks() -> None:
-    """Has glibc reuse freed tensors, where it would ask the system for each large one anew.
-
-    A training step of nano is a fifth faster so. `return_memory` gives back what is kept.
-    """
-    if mallopt := _glibc("mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**30)
-
-
-def return_memory() -> None:
-    """Gives freed memory back to the system, where glibc would keep it: 0.1 GB a run and more."""
-    if trim := _glibc("malloc_trim"):
-        trim(0)
-
-
-def _glibc(name: str) -> Any:
-    """A function of the C library, where it has it; None elsewhere."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def _die_with(parent: int) -> None:

@@ -38,7 +38,7 @@ def test_every_parameter_belongs_to_one_of_three_components(loaded: Loaded) -> N
         ("llava", ["model.vision_tower", "model.multi_modal_projector", "model.language_model"]),
         ("qwen2_vl", ["model.visual", "model.visual.merger", "model.language_model"]),
         ("idefics3", ["model.vision_model", "model.connector", "model.text_model"]),
-        ("mmllm", ["encoder", "input_projector", "language_model"]),
+        ("mmllm", ["encoders", "input_projectors", "language_model"]),
     ],
 )
 def test_where_they_are(family: str, expected: list[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.loading import load
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
-from clmm.processing_mmllm import MMLLMProcessor, byte_tokenizer, image_processor
+from clmm.processing_mmllm import MMLLMProcessor, byte_tokenizer
 from streams.settings import SettingError
 
 TEXT = {
@@ -20,33 +20,27 @@ TEXT = {
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
     "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
 }  # fmt: skip
-VISIONS = {
-    "convnext": {
-        "model_type": "convnext", "image_size": 24, "patch_size": 4, "num_stages": 2,
-        "hidden_sizes": [8, 16], "depths": [1, 1],
-    },
-    "vit": {
-        "model_type": "vit", "image_size": 24, "patch_size": 8, "hidden_size": 16,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-    },
-    "clip": {
-        "model_type": "clip_vision_model", "image_size": 24, "patch_size": 8, "hidden_size": 16,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-    },
-}  # fmt: skip
+ENCODERS = {
+    "convnext": {"patch_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "vit": {"patch_size": 8, "hidden_size": 16, "depth": 1, "heads": 2, "mlp": 16},
+    "clip": {"patch_size": 8, "hidden_size": 16, "depth": 2, "heads": 2, "mlp": 16},
+}
 
 
-def made(vision: str, **settings: object) -> tuple[MMLLMForConditionalGeneration, MMLLMProcessor]:
+def made(
+    encoder: str, *, projector: str = "mlp"
+) -> tuple[MMLLMForConditionalGeneration, MMLLMProcessor]:
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     config = MMLLMConfig(
-        vision_config=VISIONS[vision],
+        encoders={"image": {"name": encoder, "image_size": 24, **ENCODERS[encoder]}},
+        input_projectors={"image": {"name": projector}},
         text_config=TEXT,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        **settings,
+        token_ids={"image": tokenizer.convert_tokens_to_ids("<image>")},
     )
     model = MMLLMForConditionalGeneration(config).eval()
-    return model, MMLLMProcessor(image_processor(24), tokenizer, config.num_image_tokens)
+    images = config.encoder("image").preprocessor()
+    return model, MMLLMProcessor(images, tokenizer, {"image": config.num_tokens("image")})
 
 
 def inputs(processor: MMLLMProcessor, pictures: int = 2) -> dict[str, torch.Tensor]:
@@ -56,19 +50,19 @@ def inputs(processor: MMLLMProcessor, pictures: int = 2) -> dict[str, torch.Tens
     return dict(processor(text=text, images=images, return_tensors="pt", padding=True))
 
 
-@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("projector", ["mlp", "linear"])
-def test_forward_backward_reaches_every_component(vision: str, projector: str) -> None:
-    model, processor = made(vision, input_projector={"name": projector})
+def test_forward_backward_reaches_every_component(encoder: str, projector: str) -> None:
+    model, processor = made(encoder, projector=projector)
     batch = inputs(processor)
     model(**batch, labels=batch["input_ids"]).loss.backward()
-    for part in (model.encoder, model.input_projector, model.language_model):
+    for part in (model.encoders, model.input_projectors, model.language_model):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
 
 
-@pytest.mark.parametrize("vision", VISIONS)
-def test_saved_and_loaded_is_the_same(vision: str, tmp_path: Path) -> None:
-    model, processor = made(vision)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_saved_and_loaded_is_the_same(encoder: str, tmp_path: Path) -> None:
+    model, processor = made(encoder)
     batch = inputs(processor)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -86,7 +80,7 @@ def test_features_computed_before_stand_in_for_pixels() -> None:
     batch = inputs(processor)
     pixels = batch.pop("pixel_values")
     features = model.encode_images(pixels)
-    assert features.shape == (2, model.config.num_image_tokens, 16)
+    assert features.shape == (2, model.config.num_tokens("image"), 16)
     one = model.generate(**batch, pixel_values=pixels, max_new_tokens=6, do_sample=False)
     other = model.generate(**batch, image_features=features, max_new_tokens=6, do_sample=False)
     assert torch.equal(one, other)
@@ -114,8 +108,13 @@ def test_numbers_of_tokens_must_fit() -> None:
         processor(text="<image>", images=[np.zeros((4, 4, 3), np.uint8)] * 2)
 
 
-def test_refuses_what_it_cannot_be_yet() -> None:
-    with pytest.raises(ValueError, match=r"config\.generator: this version's output is text"):
-        made("vit", generator={"name": "latent_diffusion"})
+def test_components_that_do_not_fit_are_refused() -> None:
     with pytest.raises(SettingError, match=r"there is no 'mlpp'; did you mean mlp\?"):
-        made("vit", input_projector={"name": "mlpp"})
+        made("vit", projector="mlpp")
+    with pytest.raises(SettingError, match=r"encoders\.image: there is no input_projectors\.image"):
+        MMLLMConfig(encoders={"image": {"name": "vit"}})
+    with pytest.raises(ValueError, match="image_size 30 is no multiple of 16"):
+        MMLLMConfig(
+            encoders={"image": {"name": "vit", "image_size": 30}},
+            input_projectors={"image": {"name": "linear"}},
+        )

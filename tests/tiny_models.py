@@ -36,7 +36,7 @@ from transformers import (
 
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
-from clmm.processing_mmllm import MMLLMProcessor, image_processor
+from clmm.processing_mmllm import MMLLMProcessor
 from clmm.processing_mmllm import byte_tokenizer as mmllm_tokenizer
 
 LLAVA_TEMPLATE = (
@@ -239,28 +239,31 @@ def idefics3(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path:
 def mmllm(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path:
     """Our own class: ViT, linear projector, Llama: 16 placeholders for an image of 32 × 32."""
     torch.manual_seed(0)
-    processor = MMLLMProcessor(
-        image_processor=image_processor(32), tokenizer=mmllm_tokenizer(), num_image_tokens=16
-    )
+    tokenizer = mmllm_tokenizer()
     config = MMLLMConfig(
-        vision_config={
-            "model_type": "vit",
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 32,
-            "patch_size": 8,
+        encoders={
+            "image": {
+                "name": "vit",
+                "hidden_size": hidden,
+                "mlp": 2 * hidden,
+                "depth": 2,
+                "heads": 4,
+                "image_size": 32,
+                "patch_size": 8,
+            }
         },
         text_config={
             "model_type": "llama",
-            **_text(len(processor.tokenizer), hidden, layers),
+            **_text(len(tokenizer), hidden, layers),
             "bos_token_id": None,
-            "eos_token_id": processor.tokenizer.eos_token_id,
-            "pad_token_id": processor.tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
         },
-        input_projector={"name": "linear"},
-        image_token_id=processor.image_token_id,
+        input_projectors={"image": {"name": "linear"}},
+        token_ids={"image": tokenizer.convert_tokens_to_ids("<image>")},
+    )
+    processor = MMLLMProcessor(
+        config.encoder("image").preprocessor(), tokenizer, {"image": config.num_tokens("image")}
     )
     return _save(folder, MMLLMForConditionalGeneration(config), processor)
 

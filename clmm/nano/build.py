@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clmm import components
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
 from clmm.nano import encoder as encoder_stage
@@ -33,7 +35,7 @@ from clmm.nano.curriculum import (
     text_lesson,
 )
 from clmm.nano.shared_prefix import Turn, answer_loss
-from clmm.processing_mmllm import IMAGE, MMLLMProcessor, byte_tokenizer, image_processor
+from clmm.processing_mmllm import IMAGE, MMLLMProcessor, byte_tokenizer
 from streams.world import SIZE
 
 VOCABULARY = 704
@@ -71,15 +73,17 @@ def new_model() -> tuple[MMLLMForConditionalGeneration, MMLLMProcessor]:
     """nano's architecture, untrained: ConvNeXt encoder, MLP projector, Llama language model."""
     tokenizer = byte_tokenizer(corpus(), vocabulary=VOCABULARY)
     config = MMLLMConfig(
-        vision_config={
-            "model_type": "convnext",
-            "image_size": SIZE,
-            "patch_size": 6,
-            "num_stages": 2,
-            "hidden_sizes": [64, 128],
-            "depths": [1, 3],
-            "layer_scale_init_value": 1.0,
+        encoders={
+            "image": {
+                "name": "convnext",
+                "image_size": SIZE,
+                "patch_size": 6,
+                "hidden_sizes": [64, 128],
+                "depths": [1, 3],
+                "layer_scale": 1.0,
+            }
         },
+        input_projectors={"image": {"name": "mlp", "hidden": 256, "norm": True}},
         text_config={
             "model_type": "llama",
             "vocab_size": len(tokenizer),
@@ -94,11 +98,11 @@ def new_model() -> tuple[MMLLMForConditionalGeneration, MMLLMProcessor]:
             "eos_token_id": tokenizer.eos_token_id,
             "bos_token_id": None,
         },
-        input_projector={"name": "mlp", "hidden": 256, "norm": True},
-        image_token_id=tokenizer.vocab[IMAGE],
+        token_ids={"image": tokenizer.vocab[IMAGE]},
     )
     model = MMLLMForConditionalGeneration._from_config(config, attn_implementation="eager")
-    processor = MMLLMProcessor(image_processor(SIZE), tokenizer, config.num_image_tokens)
+    images = config.encoder("image").preprocessor()
+    processor = MMLLMProcessor(images, tokenizer, {"image": config.num_tokens("image")})
     return model, processor
 
 
@@ -189,11 +193,10 @@ def run_stage(
     report: Callable[[int, float], None],
 ) -> None:
     """One stage of the build, in place."""
-    model.train().requires_grad_(False)
-    for part in PARTS[name]:
-        model.get_submodule(part).requires_grad_(True)
+    components.train_only(model.train(), PARTS[name])
     if name == "encoder":
-        dense = encoder_stage.Dense(model.encoder, model.config.vision_config.hidden_sizes[-1])
+        convnext: Any = model.encoders["image"].model
+        dense = encoder_stage.Dense(convnext, model.config.encoder("image").width)
         loss = encoder_stage.lessons(dense, batch_size=stage.batch_size, seed=seed)
         fit(dense.parameters(), loss, stage, report)
         return
@@ -242,9 +245,8 @@ def build(
         run_stage(name, model, processor, stage, seed=seed, report=report)
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            parts = tuple(f"{part}." for part in PARTS[name])
-            state = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
-            state.pop("language_model.lm_head.weight", None)  # tied to the embeddings
+            owners = components.component_of(model)  # of tied weights only the first name
+            state = {k: v for k, v in model.state_dict().items() if owners.get(k) in PARTS[name]}
             save_file({k: v.contiguous() for k, v in state.items()}, kept)
     model.requires_grad_(True).eval()
     model.save_pretrained(folder)

@@ -14,5 +14,8 @@ class Linear:
     bias: bool = True
     """Whether the map has a bias."""
 
+    def num_tokens(self, features: int) -> int:
+        return features
+
     def build(self, *, input_width: int, output_width: int) -> nn.Module:
         return nn.Linear(input_width, output_width, bias=self.bias)

@@ -16,6 +16,9 @@ class Mlp:
     norm: bool = False
     """Normalise the encoder's features first; for encoders without a final norm."""
 
+    def num_tokens(self, features: int) -> int:
+        return features
+
     def build(self, *, input_width: int, output_width: int) -> nn.Module:
         hidden = self.hidden or output_width
         layers: list[nn.Module] = [nn.LayerNorm(input_width)] if self.norm else []

@@ -1,0 +1,83 @@
+"""EVA-CLIP's ViT-g (Sun et al. 2023, arXiv 2303.15389), the eye of BLIP-2 and MiniGPT-4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from clmm.encoding import Selected, square, unused_blocks
+from clmm.preprocessing import CLIP_MEAN, CLIP_STD, square_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaClip:
+    """ViT-g/14 without its last block, as in BLIP-2, unless set otherwise: 986 million parameters.
+
+    The whole network has `depth` 40. MiniGPT-v2 sees at `image_size` 448, with the table of 224
+    interpolated, and leaves the class token out.
+    """
+
+    image_size: int = 224
+    """Height and width of the input, in pixels."""
+    position_size: int | None = None
+    """Side in pixels of the picture that the position table was learnt for, such as 224; it is
+    interpolated to image_size at each pass. Left out, the table is image_size's own."""
+    patch_size: int = 14
+    """Height and width of a patch."""
+    hidden_size: int = 1408
+    """Width of one layer's feature."""
+    depth: int = 39
+    """Transformer blocks."""
+    heads: int = 16
+    """Attention heads."""
+    mlp: int = 6144
+    """Width between the two maps of a block's MLP."""
+    layers: tuple[int, ...] | None = None
+    """Hidden states that are taken, 0 the embeddings and -1 the last, joined; left out, the last
+    one after BLIP-2's norm."""
+    class_token: bool = True
+    """Keep the class token as a first feature."""
+
+    modality: ClassVar[str] = "image"
+
+    @property
+    def width(self) -> int:
+        return self.hidden_size * len(self.layers or (-1,))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (3, self.image_size, self.image_size)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the built module's parameters that no feature depends on."""
+        blocks, ends = "model.encoder.layers", ["model.post_layernorm."]
+        return unused_blocks(self.layers, self.depth, blocks=blocks, ends=ends)
+
+    def num_tokens(self, shape: tuple[int, ...]) -> int:
+        return square(shape[-1], self.patch_size, where="eva_clip") + self.class_token
+
+    def build(self) -> nn.Module:
+        from transformers import Blip2VisionConfig, Blip2VisionModel
+
+        config = Blip2VisionConfig(
+            image_size=self.position_size or self.image_size,
+            patch_size=self.patch_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            intermediate_size=self.mlp,
+            # The class's own 1e-10 is meant for weights that are loaded; random ones must see.
+            initializer_range=0.02,
+        )
+        return Selected(
+            Blip2VisionModel(config),
+            layers=self.layers,
+            drop=0 if self.class_token else 1,
+            interpolate=self.position_size is not None,
+        )
+
+    def preprocessor(self) -> Any:
+        return square_images(self.image_size, mean=CLIP_MEAN, std=CLIP_STD)

@@ -1,0 +1,100 @@
+"""Video as a few frames, each seen by the image's encoder; their features follow one another.
+
+The rule of the survey's section on encoders: five frames, uniformly sampled, and the images' own
+preprocessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clmm.encoding import Encoder, joined
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """[frames, *one image] → frames · n features of the image's encoder; no weights here."""
+
+    of: str = "image"
+    """The input whose encoder it borrows."""
+    frames: int = 5
+    """Frames of a video that are seen."""
+
+    modality: ClassVar[str] = "video"
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ValueError(f"frames: frames is {self.frames}; give 1 or more")
+
+    def over(self, encoder: Encoder) -> Encoder:
+        return _FramesOf(encoder=encoder, frames=self.frames)
+
+
+def uniform_frames(available: int, frames: int) -> list[int]:
+    """round(linspace(0, N − 1, frames)): first and last are in it; a short video repeats frames.
+
+    One frame is the first. Raises ValueError for a video without frames.
+    """
+    if available < 1:
+        raise ValueError("the video has no frames")
+    return [int(i) for i in np.linspace(0, available - 1, frames).round()]
+
+
+class FrameProcessor:
+    """Videos → `pixel_values_videos` [videos, frames, *one image], by the images' processor."""
+
+    def __init__(self, image_processor: Any, frames: int) -> None:
+        self.image_processor = image_processor
+        self.frames = frames
+
+    def __call__(self, videos: Sequence[Any], return_tensors: str = "pt") -> dict[str, Tensor]:
+        """Each video a sequence of pictures, or uint8 [N, height, width, 3]."""
+        seen = []
+        for video in videos:
+            chosen = [video[i] for i in uniform_frames(len(video), self.frames)]
+            seen.append(self.image_processor(chosen, return_tensors=return_tensors)["pixel_values"])
+        return {"pixel_values_videos": torch.stack(seen)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FramesOf:
+    """Frames, now that the image's encoder is known."""
+
+    encoder: Encoder
+    frames: int
+
+    modality: ClassVar[str] = "video"
+
+    @property
+    def width(self) -> int:
+        return self.encoder.width
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.frames, *self.encoder.shape)
+
+    def num_tokens(self, shape: tuple[int, ...]) -> int:
+        return shape[0] * self.encoder.num_tokens(shape[1:])
+
+    def build(self) -> nn.Module:
+        """With an image encoder of its own; a composition uses the owner's and builds none."""
+        return _Joined(self.encoder.build(), len(self.encoder.shape))
+
+    def preprocessor(self) -> FrameProcessor:
+        return FrameProcessor(self.encoder.preprocessor(), self.frames)
+
+
+class _Joined(nn.Module):
+    def __init__(self, model: nn.Module, axes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.axes = axes
+
+    def forward(self, values: Tensor) -> Tensor:
+        return joined(self.model, values, self.axes)

@@ -1,0 +1,30 @@
+"""To which row of a batch a medium belongs: its placeholders say it.
+
+Media come in reading order, joined along their first axis, so that they are not as many as rows.
+Knows tensors; nothing of models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rows(here: Tensor, count: int) -> Tensor:
+    """The row of each of `count` media, whose placeholders are `here` [B, L]: [count].
+
+    ValueError when they are not as many placeholders each.
+    """
+    found = here.nonzero()[:, 0]
+    if not count or not len(found) or len(found) % count:
+        raise ValueError(f"{len(found)} placeholders in the text for {count} media")
+    return found[:: len(found) // count]
+
+
+def repeated(media: Tensor, here: Tensor, times: int) -> Tensor:
+    """Media [count, …] of rows that are repeated `times` times each, as for beams."""
+    row = rows(here, len(media)).repeat(times, 1)
+    beam = torch.arange(times, device=row.device).unsqueeze(1)
+    # By row, then by beam, then in reading order.
+    order = (row * times + beam).flatten().argsort(stable=True)
+    return media[order % len(media)]

@@ -1,0 +1,107 @@
+"""Output projectors have the published sizes, train whole, and equal their definitions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from clmm.output_projectors.mlp import Mlp
+from clmm.output_projectors.tiny_transformer import TinyTransformer
+
+TINY: dict[str, Any] = {
+    "hidden": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "mlp": 24, "queries": 7,
+}  # fmt: skip
+MINIGPT5: dict[str, Any] = {
+    "hidden": 1024, "heads": 8, "mlp": 4096, "entry": "mlp", "exit": False, "add_embedding": False,
+}  # fmt: skip
+MADE = {
+    "tiny": (TinyTransformer(**TINY), 7),
+    "tiny, MLP first": (TinyTransformer(**TINY, entry="mlp"), 7),
+    "mlp": (Mlp(), 4),
+    "mlp, one map": (Mlp(layers=1), 4),
+    "mlp, wide": (Mlp(hidden=5, layers=3), 4),
+}
+
+
+def millions(module: nn.Module) -> float:
+    return round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "count"),
+    [
+        ({}, 768, 31.96),
+        ({}, 1024, 32.09),
+        ({"queries": 1}, 512, 31.79),
+        (MINIGPT5, 1024, 122.90),
+    ],
+)
+def test_published_sizes(settings: dict[str, Any], width: int, count: float) -> None:
+    with torch.device("meta"):
+        module = TinyTransformer(**settings).build(input_width=4096, output_width=width)
+    assert millions(module) == count
+
+
+def test_codi_2s_mlp() -> None:
+    with torch.device("meta"):
+        module = Mlp(hidden=4096).build(input_width=4096, output_width=1024)
+    assert millions(module) == round((4096 * 4096 + 4096 + 4096 * 1024 + 1024) / 1e6, 2)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_shapes_and_gradients(name: str) -> None:
+    settings, length = MADE[name]
+    torch.manual_seed(0)
+    module = settings.build(input_width=12, output_width=6)
+    signals = torch.randn(3, 4, 12, requires_grad=True)
+    condition = module(signals)
+    assert condition.shape == (3, length, 6)
+    assert settings.num_tokens(4) == length
+    condition.square().sum().backward()
+    assert signals.grad is not None
+    assert bool((signals.grad.abs().sum(-1) > 0).all())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+    again = settings.build(input_width=12, output_width=6)
+    again.load_state_dict(module.state_dict())
+    torch.testing.assert_close(again(signals), condition)
+
+
+def test_equals_nn_transformer_around_two_linear_maps() -> None:
+    torch.manual_seed(0)
+    ours: Any = TinyTransformer(**TINY).build(input_width=12, output_width=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about nested tensors, which is why ours is put together
+        theirs = nn.Transformer(16, 2, 1, 1, 24, dropout=0.0, batch_first=True, norm_first=True)
+    theirs.encoder.load_state_dict(ours.over_signals.state_dict())
+    theirs.decoder.load_state_dict(ours.over_queries.state_dict())
+    signals = torch.randn(2, 4, 12)
+    first, last = ours.entry[0], ours.exit
+    inside = signals @ first.weight.T + first.bias
+    expected = theirs(inside, ours.queries.expand(2, -1, -1)) @ last.weight.T + last.bias
+    torch.testing.assert_close(ours(signals), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_differ_from_the_start() -> None:
+    torch.manual_seed(0)
+    module = TinyTransformer(**TINY).build(input_width=12, output_width=6)
+    condition = module(torch.randn(1, 4, 12))[0]
+    assert torch.cdist(condition, condition).triu(1).flatten().topk(21).values.min() > 0.01
+
+
+def test_mlp_is_its_formula() -> None:
+    torch.manual_seed(0)
+    module: Any = Mlp(hidden=5).build(input_width=12, output_width=6)
+    signals = torch.randn(2, 4, 12)
+    inside = nn.functional.gelu(signals @ module[0].weight.T + module[0].bias)
+    torch.testing.assert_close(module(signals), inside @ module[2].weight.T + module[2].bias)
+
+
+def test_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="its width 16 must be the condition's 6"):
+        TinyTransformer(**TINY, exit=False).build(input_width=12, output_width=6)
+    with pytest.raises(ValueError, match="layers must be at least 1; got 0"):
+        Mlp(layers=0)
