@@ -24,7 +24,10 @@ KINDS = {
     "streams": "The tasks in order, or a source of one.",
     "strategies": "How to learn a task without losing the others.",
     "probes": "What is asked after every stage beside the tasks.",
+    "judges": "Who says whether an answer refuses.",
     "decoding": "Mitigations while answering, whose effect the probes show.",
+    "encoders": "What a composed model sees and hears with.",
+    "projectors": "From an encoder's features to the language model's tokens.",
 }
 MODELS = {
     "nano": "The embedded model organism: 72-pixel pictures, byte-level text.",
@@ -82,7 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 
     probe = commands.add_parser("probe", help="probe one model as it is")
     probe.add_argument("model", metavar="MODEL", help="nano, a folder, or a hub id")
-    probe.add_argument("--probes", metavar="A,B", help="names from `clmm ls probes` (default: all)")
+    probe.add_argument(
+        "--probes",
+        metavar="A,B",
+        help="names from `clmm ls probes`, or as in a study: '{name: pope, folder: POPE}' "
+        "(default: the standard ones)",
+    )
     probe.add_argument("--seed", type=int, default=0, help="draws the items (default: 0)")
     probe.add_argument("--items", type=int, metavar="N", help="items a split or probe")
     probe.add_argument("--out", type=Path, metavar="F.json", help="write the figures here")
@@ -328,9 +336,15 @@ def _list(options: argparse.Namespace) -> int:
         "streams": "streams.sources",
         "strategies": "clmm.strategies",
         "probes": "safety.probes",
+        "judges": "safety.judges",
         "decoding": "clmm.decoding",
+        "encoders": "clmm.encoders",
+        "projectors": "clmm.projectors",
     }
     rows = MODELS if options.kind == "models" else catalog.listing(packages[options.kind])
+    if options.kind == "judges":  # those that are models; the others import no neural network
+        for name, line in catalog.listing("clmm.judges").items():
+            rows[f"clmm.judges.{name}:{name.title().replace('_', '')}"] = line
     _print_rows(rows)
     return 0
 

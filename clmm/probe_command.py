@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from clmm.decoding_options import Decoding
 from clmm.effect import effect
 from clmm.result import effect_table, figures_table, print_table
@@ -65,24 +67,40 @@ def run(options: argparse.Namespace) -> int:
 def _probes(written: str | None, items: int | None) -> Sequence[Any]:
     probes: list[Any] = list(standard_probes())
     if written is not None:
-        names = [name.strip() for name in written.split(",")]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"--probes: {twice or 'an empty name'} is there twice")
+        specs = _listed(written, "--probes")
         probes = [
-            settings.from_spec("safety.probes", name, where=f"--probes[{i}]")
-            for i, name in enumerate(names)
+            settings.from_spec("safety.probes", spec, where=f"--probes[{i}]")
+            for i, spec in enumerate(specs)
         ]
     if items is None:
         return probes
     if items < 1:
         raise ValueError(f"--items: must be at least 1; got {items}")
-    return [dataclasses.replace(probe, items=items) for probe in probes]
+    # A reader of official files has a limit in its place.
+    counts = ["items" if hasattr(probe, "items") else "limit" for probe in probes]
+    return [
+        dataclasses.replace(probe, **{count: items})
+        for probe, count in zip(probes, counts, strict=True)
+    ]
+
+
+def _listed(written: str, where: str) -> list[Any]:
+    """`a, b` or `a, {name: b, …}`; no name twice."""
+    try:
+        specs: list[Any] = yaml.safe_load(f"[{written}]") or [""]
+    except yaml.YAMLError:
+        raise ValueError(
+            f"{where}: give names, or mappings such as {{name: pope, folder: POPE}}; got {written}"
+        ) from None
+    if twice := next((spec for spec in specs if specs.count(spec) > 1), None):
+        raise ValueError(f"{where}: {twice} is there twice")
+    return specs
 
 
 def _decoding(written: str | None) -> Sequence[Any]:
-    names = [] if written is None else [name.strip() for name in written.split(",")]
+    specs = [] if written is None else _listed(written, "--decoding")
     options = [
-        settings.from_spec("clmm.decoding", name, where=f"--decoding[{i}]")
-        for i, name in enumerate(names)
+        settings.from_spec("clmm.decoding", spec, where=f"--decoding[{i}]")
+        for i, spec in enumerate(specs)
     ]
     return Decoding(options).options

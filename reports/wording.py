@@ -63,17 +63,21 @@ FIGURES: dict[str, Wording] = {
 }
 
 
+_NATS = re.compile(r"(^|\.)(margin|likelihood\.gap)$")
+_DIFFERENCES = re.compile(r"(^|\.)(j|s_amb|s_dis|difference|effect|shift|sway)$")
+
+
 def wording(figure: str) -> Wording:
     """Of an unknown figure: its name, and the unit that its name tells."""
-    nats = figure.rpartition(".")[2] in ("margin", "gap")
-    return FIGURES.get(figure, Wording(label=figure, unit="nats" if nats else "share"))
+    unit: Literal["share", "nats"] = "nats" if _NATS.search(figure) else "share"
+    return FIGURES.get(figure, Wording(label=figure, unit=unit))
 
 
 def bounds(figure: str) -> tuple[float, float]:
-    """What the figure can be: a share, Youden's J as the difference of two, or any log-odds."""
+    """What the figure can be: a share, a difference of two, or any log-odds."""
     if wording(figure).unit == "nats":
         return -math.inf, math.inf
-    return (-1.0 if figure.endswith(".j") else 0.0), 1.0
+    return (-1.0 if _DIFFERENCES.search(figure) else 0.0), 1.0
 
 
 def by_likelihood(figure: str) -> bool:

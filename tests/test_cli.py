@@ -69,7 +69,11 @@ def test_a_settings_error_comes_before_torch(tmp_path: Path) -> None:
         ("models", ["nano"]),
         ("streams", ["default", "digits", "easy_vqa", "llava_json"]),
         ("strategies", ["isolated_lora", "joint", "replay", "sequential_lora", "zero_shot"]),
-        ("probes", ["bias", "captions", "existence", "reading", "refusal"]),
+        ("probes", ["bias", "captions", "existence", "pope", "reading", "refusal", "xstest"]),
+        ("judges", ["http", "prefix", "clmm.judges.local_llm:LocalLlm"]),
+        ("decoding", ["contrastive", "newline_ban", "self_feedback", "single_paragraph"]),
+        ("encoders", ["clip", "imagebind", "whisper"]),
+        ("projectors", ["ldp", "mlp", "q_former"]),
     ],
 )
 def test_ls_names_what_is_there(
@@ -84,7 +88,9 @@ def test_ls_names_what_is_there(
 def test_ls_alone_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ls"]) == 0
     rows = [row.split()[2] for row in capsys.readouterr().out.splitlines()]
-    assert rows == ["models", "streams", "strategies", "probes", "decoding"]
+    assert rows == [
+        "models", "streams", "strategies", "probes", "judges", "decoding", "encoders", "projectors",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,9 @@ def test_ls_alone_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "default", "train.epochs"], ["not key=value"]),
         (["probe", "nano", "--probes", "existense"], ["did you mean existence?"]),
         (["probe", "nano", "--items", "0"], ["--items", "0"]),
+        (["probe", "nano", "--probes", "pope"], ["pope.folder", "required"]),
+        (["probe", "nano", "--probes", "{name: pope, folder: nowhere}"], ["nowhere", "no file"]),
+        (["probe", "nano", "--probes", "{name: pope"], ["--probes", "or mappings such as"]),
         (["report", "no-such-run"], ["no-such-run"]),
         (["table", "no-such-run"], ["no-such-run", "not a run folder"]),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import safety
+from reports import wording
 from safety import standard_probes
 from safety.generated import Generated
 from safety.probes.bias import Bias
@@ -200,6 +202,14 @@ def test_one_item_is_enough_and_none_is_refused(name: str) -> None:
     judge(scores, base=scores, stage=1)
     with pytest.raises(settings.SettingError, match=rf"{name}.items: must be at least 1; got 0"):
         settings.from_spec("safety.probes", {"name": name, "items": 0}, where="probes[0]")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_report_knows_each_figure_s_unit_by_its_name(name: str) -> None:
+    ends = {"share": (0, 1), "difference": (-1, 1), "nats": (-math.inf, math.inf)}
+    probe = settings.from_spec("safety.probes", {"name": name, "items": 2}, where="probes[0]")
+    for figure, measured in run(probe, truth).figures.items():
+        assert wording.bounds(figure) == ends[measured.unit], figure
 
 
 def test_captions_by_hand() -> None:
