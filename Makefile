@@ -10,7 +10,7 @@ run: $(STAMP)
 	@$(BIN)/clmm run default --out runs/default
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
