@@ -23,6 +23,9 @@ from streams.settings import SettingError
 MODALITIES = ("image", "video", "audio", "points", "depth", "thermal", "imu")
 """An input or output of such a name takes a component of that modality alone."""
 
+SHOWN = 5
+"""Names in an error; the others are counted."""
+
 REQUIRED = ("llm", "encoders", "projectors")
 KEYS = (
     *REQUIRED, "output_projectors", "generators", "signals", "generation_loss", "token_ids",
@@ -182,7 +185,8 @@ def _check_names(given: Mapping[str, Any], known: Mapping[str, Any], here: str, 
 
 
 def _check_modality(where: str, name: str, made: Any, spec: Mapping[str, Any]) -> None:
-    modality, kind = made.modality, spec["name"]
+    # What is asked in words makes what its own generator makes.
+    modality, kind = getattr(made, "makes", made.modality), spec["name"]
     if name not in MODALITIES or modality in (name, "text"):
         return
     does = "encodes" if where == "encoders" else "generates"
@@ -232,9 +236,23 @@ def _load_language_model(model: MMLLMForConditionalGeneration, source: str) -> N
 
     local = Path(source).expanduser().is_dir()
     auto = AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
-    loaded: Any = auto.from_pretrained(
-        source, local_files_only=local, use_safetensors=True, trust_remote_code=False
+    both: Any = auto.from_pretrained(
+        source,
+        local_files_only=local,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
+    loaded, report = both
+    # A tied head has the embedding's values.
+    missing = report["missing_keys"] - loaded.all_tied_weights_keys.keys()
+    for names, what in (
+        (missing, "are missing and would be random"),
+        (report["unexpected_keys"], "have no place in the language model"),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+            raise SettingError(f"llm.pretrained: {source}: {len(names)} weights {what}: {shown}")
     size = model.config.text_config.vocab_size
     if loaded.get_input_embeddings().weight.shape[0] != size:
         # New rows are drawn about the mean of the old ones.

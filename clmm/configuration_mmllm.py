@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from clmm.encoding import Encoder, InputProjector
+from clmm.encoding import Encoder, InputProjector, check_positive
 from clmm.generating import Generator, OutputProjector
 from clmm.generation_losses import GenerationLoss
 from streams import settings
@@ -107,7 +107,12 @@ class MMLLMConfig(PretrainedConfig):
         """The encoder of an input, as its settings."""
         made = self._encoder(name)
         owner = self.encoder_owner(name)
-        return made if owner == name else made.over(self.encoder(owner))
+        if owner == name:
+            return made
+        try:
+            return made.over(self.encoder(owner))
+        except ValueError as error:
+            raise SettingError(f"encoders.{name}: {error}") from None
 
     def encoder_owner(self, name: str) -> str:
         """The input whose encoder sees for `name`: itself, or what its encoder is `of`.
@@ -124,12 +129,11 @@ class MMLLMConfig(PretrainedConfig):
         return owner
 
     def _encoder(self, name: str) -> Any:
-        where = f"encoders.{name}"
-        return settings.from_spec("clmm.encoders", self.encoders[name], where=where)
+        return _built("clmm.encoders", self.encoders[name], where=f"encoders.{name}")
 
     def input_projector(self, name: str) -> InputProjector:
         """The input projector of an input, as its settings."""
-        made: InputProjector = settings.from_spec(
+        made: InputProjector = _built(
             "clmm.projectors", self.input_projectors[name], where=f"input_projectors.{name}"
         )
         return made
@@ -148,7 +152,7 @@ class MMLLMConfig(PretrainedConfig):
 
     def output_projector(self, name: str) -> OutputProjector:
         """The output projector of an output, as its settings."""
-        made: OutputProjector = settings.from_spec(
+        made: OutputProjector = _built(
             "clmm.output_projectors",
             self.output_projectors[name],
             where=f"output_projectors.{name}",
@@ -157,7 +161,7 @@ class MMLLMConfig(PretrainedConfig):
 
     def media_generator(self, name: str) -> Generator:
         """The generator of an output, as its settings."""
-        made: Generator = settings.from_spec(
+        made: Generator = _built(
             "clmm.generators", self.generators[name], where=f"generators.{name}"
         )
         return made
@@ -202,8 +206,17 @@ class MMLLMConfig(PretrainedConfig):
             why = "alignment" if generator.any_length else kind
             raise SettingError(f"{where} makes {length} tokens, but {why} wants {shape[0]}")
 
+    def _check_placeholders(self) -> None:
+        """No two inputs, and no input and output, share a token."""
+        owners = {i: f"signal_ids.{name}" for name, ids in self.signal_ids.items() for i in ids}
+        for name, token in self.token_ids.items():
+            if token in owners:
+                raise SettingError(f"token_ids.{name}: {token} is {owners[token]}'s already")
+            owners[token] = f"token_ids.{name}"
+
     def _check(self) -> None:
         self._check_outputs()
+        self._check_placeholders()
         for here, there in (("input_projectors", "encoders"), ("encoders", "input_projectors")):
             mine, others = getattr(self, here), getattr(self, there)
             for name in mine:
@@ -221,6 +234,15 @@ class MMLLMConfig(PretrainedConfig):
                     f"input_projectors.{name}: {kind} works inside a decoder alone; {text} is an "
                     "encoder and a decoder"
                 )
+
+
+def _built(package: str, spec: Spec, *, where: str) -> Any:
+    made = settings.from_spec(package, spec, where=where)
+    try:
+        check_positive(made, where=where)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    return made
 
 
 AutoConfig.register(MMLLMConfig.model_type, MMLLMConfig)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from clmm import llm, source_processor
 from clmm.configuration_mmllm import MMLLMConfig
+from clmm.loading import refuse_outside_code
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
 from streams import catalog
 from streams.settings import SettingError
@@ -118,6 +119,7 @@ def convert(folder: Path | str, out: Path | str) -> Converted:
         raise SettingError(f"{source} has no config.json; give a folder of save_pretrained")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SettingError(f"--out: {path} is there already; name a new folder")
+    refuse_outside_code(source)
     theirs = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     conversion = conversion_of(theirs.model_type)
     config = conversion.composition(theirs)

@@ -6,11 +6,15 @@ says, and what they become, each in `clmm/projectors`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+POSITIVE = ("depth", "heads", "image_size", "patch_size", "hidden_size", "queries", "latents")
+"""Settings of components that are sizes: nothing can be built of one that is 0."""
 
 
 class Encoder(Protocol):
@@ -131,8 +135,27 @@ def unused_blocks(
     return (*(f"{blocks}.{i}." for i in range(deepest, depth)), *ends)
 
 
-def square(image_size: int, stride: int, *, where: str) -> int:
-    """Patches of a square image; raises ValueError when the stride does not divide its side."""
-    if image_size % stride:
-        raise ValueError(f"{where}: image_size {image_size} is no multiple of {stride}")
-    return (image_size // stride) ** 2
+def unused_of(encoder: Any) -> tuple[str, ...]:
+    """An encoder's own list of those prefixes; empty for one that has none."""
+    return tuple(getattr(encoder, "unused", ()))
+
+
+def patches(shape: Sequence[int], stride: int, *, where: str) -> int:
+    """Patches of an image [3, height, width]; ValueError when the stride divides no whole side."""
+    height, width = shape[-2:]
+    for side in (height, width):
+        if side % stride:
+            raise ValueError(f"{where}: image_size {side} is no multiple of {stride}")
+    return (height // stride) * (width // stride)
+
+
+def check_positive(settings: Any, *, where: str) -> None:
+    """ValueError where a component's settings, or one's inside them, have a number below 1."""
+    if dataclasses.is_dataclass(settings):
+        settings = vars(settings)
+    for key, value in settings.items():
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(one, Mapping):
+                check_positive(one, where=f"{where}.{key}")
+            elif key in POSITIVE and isinstance(one, int) and one < 1:
+                raise ValueError(f"{where}.{key}: {one}; give 1 or more")

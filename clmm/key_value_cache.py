@@ -12,6 +12,8 @@ from typing import Any
 from transformers import LlamaModel
 
 NAME = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+NAMES = ("past_key_values", "cache")
+"""Both, for who must know a cache from what else a call is given."""
 
 
 def given(to: Mapping[str, Any]) -> Any:

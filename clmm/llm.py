@@ -62,7 +62,7 @@ def text_config(llm: Any, *, where: str = "llm") -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if isinstance(llm, PretrainedConfig):
-        return llm
+        return _generating(llm, where=where)
     values = {"preset": llm} if isinstance(llm, str) else llm
     if not isinstance(values, Mapping):
         raise SettingError(f"{where}: give a name, or a mapping with model_type; got {llm!r}")
@@ -74,20 +74,15 @@ def text_config(llm: Any, *, where: str = "llm") -> Any:
             f"{', '.join(sources) or llm!r}"
         )
     if sources == ["pretrained"]:
-        return _saved(str(values.pop("pretrained")), values, where=where)
+        return _generating(_saved(str(values.pop("pretrained")), values, where=where), where=where)
     if sources == ["preset"]:
         values = preset(values.pop("preset"), where=where).config | values
     kind = values.pop("model_type")
     if kind not in CONFIG_MAPPING:
         near = nearest(str(kind), [*CONFIG_MAPPING.keys()])
         raise SettingError(f"{where}.model_type: transformers has no {kind!r}{near}")
-    config = CONFIG_MAPPING[kind]()
-    for key in values:
-        # `attribute_map` gives some settings a second name.
-        if not hasattr(config, key) and key not in _EXTRA:
-            known = [k for k in vars(config) if not k.startswith("_")]
-            raise SettingError(f"{where}.{key}: {kind} has no such setting{nearest(key, known)}")
-    return CONFIG_MAPPING[kind](**values)
+    _check_keys(CONFIG_MAPPING[kind](), values, where=where)
+    return _generating(CONFIG_MAPPING[kind](**values), where=where)
 
 
 def describe(config: Any) -> str:
@@ -99,14 +94,49 @@ _EXTRA = ("partial_rotary_factor", "rope_theta")
 """Settings that transformers takes and keeps under another name."""
 
 
+def _check_keys(config: Any, changes: Mapping[str, Any], *, where: str) -> None:
+    for key in changes:
+        # `attribute_map` gives some settings a second name.
+        if not hasattr(config, key) and key not in _EXTRA:
+            known = [k for k in vars(config) if not k.startswith("_")]
+            kind = config.model_type
+            raise SettingError(f"{where}.{key}: {kind} has no such setting{nearest(key, known)}")
+
+
+def _generating(config: Any, *, where: str) -> Any:
+    """The config itself; SettingError where its network does not say one token after another."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+
+    kind = type(config)
+    if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return config
+    # BERT and its kin are among the causal ones, for they can be made decoders.
+    encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if encodes or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        what = "an encoder alone" if encodes else "no language model"
+        raise SettingError(
+            f"{where}: {config.model_type} is {what}; name a decoder, or an encoder and a decoder"
+        )
+    return config
+
+
 def _saved(source: str, changes: Mapping[str, Any], *, where: str) -> Any:
     from transformers import AutoConfig
 
+    from clmm.loading import refuse_outside_code
+
     local = Path(source).expanduser().is_dir()
+    options = {"local_files_only": local, "trust_remote_code": False}
     try:
-        return AutoConfig.from_pretrained(
-            source, local_files_only=local, trust_remote_code=False, **changes
-        )
+        refuse_outside_code(source, local=local)
+        _check_keys(AutoConfig.from_pretrained(source, **options), changes, where=where)
+        return AutoConfig.from_pretrained(source, **options, **changes)
+    except SettingError:
+        raise
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise SettingError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -31,6 +32,7 @@ from transformers.utils import logging
 import clmm.modeling_mmllm
 import clmm.processing_audio
 import clmm.processing_instruction  # noqa: F401  (they register our classes with the Auto classes)
+from clmm.configuration_mmllm import MMLLMConfig
 from streams.catalog import nearest
 from streams.settings import SettingError
 
@@ -42,6 +44,7 @@ _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _HUB_COPIES = ["original/*", "consolidated*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SLOTS = ("encoders", "input_projectors", "output_projectors", "generators")
 _HASHED_WHOLE_BYTES = 64 * 2**20
 
 
@@ -88,6 +91,8 @@ def load(
     attention = {"attn_implementation": "eager"} if where.type == "cpu" else {}
     with _quiet():
         processor = _processor(path)
+        if isinstance(config, MMLLMConfig):
+            _check_placeholders(path, config, processor)
         both: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             config=config,
@@ -129,9 +134,39 @@ def located(spec: str | Path) -> tuple[Path, str]:
     path, commit = _locate(spec)
     if not (path / "config.json").is_file():
         raise ModelError(f"model: {path} has no config.json; give a folder of save_pretrained")
+    refuse_outside_code(path)
     _require_safetensors(path)
     digests = "".join(_digest(file) for file in sorted(path.glob("*.safetensors")))
     return path, commit or f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
+
+
+def refuse_outside_code(source: Path | str, *, local: bool = True) -> None:
+    """Raises ModelError where a saved config.json names a component by a dotted path.
+
+    Asked before a configuration is made of it, since that would import the path's module. A
+    composition that someone writes may name such a path; a checkpoint, from whoever, may not.
+    """
+    # As transformers itself finds the values, which may lie in a file of another name.
+    values, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local)
+    for where, name in _component_names(values):
+        if ":" in name:
+            raise ModelError(
+                f"model: {source}: {where}: {name!r} is code outside the package, which is never "
+                "imported for a checkpoint"
+            )
+
+
+def _component_names(values: Any, where: str = "", *, inside: bool = False) -> Iterator[Any]:
+    """Where in a config.json a component is named, at any depth, and its name."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            here = f"{where}.{key}" if where else str(key)
+            if inside and key == "name" and isinstance(value, str):
+                yield where, value
+            yield from _component_names(value, here, inside=inside or key in _SLOTS)
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            yield from _component_names(value, f"{where}[{i}]", inside=inside)
 
 
 def _locate(spec: str | Path) -> tuple[Path, str | None]:
@@ -173,6 +208,7 @@ def _near(folder: Path) -> str:
 def _config(path: Path) -> Any:
     if not (path / "config.json").is_file():
         raise ModelError(f"model: {path} has no config.json; give a folder of save_pretrained")
+    refuse_outside_code(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except ValueError as error:
@@ -214,6 +250,24 @@ def _processor(path: Path) -> ProcessorMixin:
             "save the processor into the same folder"
         )
     return processor
+
+
+def _check_placeholders(path: Path, config: MMLLMConfig, processor: Any) -> None:
+    """The processor puts as many placeholders into a text, of the same id, as the model fills."""
+    made = getattr(processor, "num_tokens", {})
+    for name in config.inputs:
+        count, token = config.num_tokens(name), config.token_ids.get(name)
+        if made.get(name, count) != count:
+            raise ModelError(
+                f"model: {path}: the processor makes {made[name]} tokens of one {name}, the model "
+                f"{count}; config.json and the processor do not belong together"
+            )
+        found = getattr(processor, f"{name}_token_id", token)
+        if found != token:
+            raise ModelError(
+                f"model: {path}: the processor's placeholder of one {name} has the id {found}, the "
+                f"model's {token}; config.json and the processor do not belong together"
+            )
 
 
 def _digest(file: Path) -> str:

@@ -21,6 +21,15 @@ def rows(here: Tensor, count: int) -> Tensor:
     return found[:: len(found) // count]
 
 
+def check(here: Tensor, each: int, name: str) -> None:
+    """ValueError, with the row, where one's placeholders [L] are of no whole number of media."""
+    counts = here.sum(dim=1)
+    if odd := (counts % each).nonzero().flatten().tolist():
+        raise ValueError(
+            f"row {odd[0]} has {int(counts[odd[0]])} {name} tokens, but one {name} becomes {each}"
+        )
+
+
 def repeated(media: Tensor, here: Tensor, times: int) -> Tensor:
     """Media [count, …] of rows that are repeated `times` times each, as for beams."""
     row = rows(here, len(media)).repeat(times, 1)

@@ -187,6 +187,7 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"{int(here.sum())} {name} tokens in the text, but {len(tokens)} from the "
                     f"{name}s"
                 )
+            media_rows.check(here, 1 if layered else projected.shape[1], name)
             if layered:
                 inside[name] = projected
             else:
@@ -214,6 +215,20 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _media_keys(self) -> tuple[str, ...]:
         names = self.config.inputs
         return (*map(values_key, names), *(name + FEATURES for name in names), *INSTRUCTION)
+
+    def refuse_unheard(self, given: Mapping[str, Any]) -> None:
+        """Raises ValueError for media and targets of what the model has no part for.
+
+        `given` are a pass's keywords without those that the model takes.
+        """
+        for key, value in given.items():
+            medium = key in VALUES.values() or key.endswith(("_values", FEATURES))
+            cache = key in key_value_cache.NAMES
+            if value is not None and (key.startswith("target_") or (medium and not cache)):
+                raise ValueError(
+                    f"{key}: the model has no such input or output; inputs: "
+                    f"{[*self.config.inputs]}, outputs: {[*self.config.outputs]}"
+                )
 
     def forward(
         self,
@@ -248,7 +263,9 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if targets:
             kwargs["output_hidden_states"] = True
         media = {key: kwargs.pop(key, None) for key in self._media_keys}
-        media |= {"pixel_values": pixel_values, "image_features": image_features}
+        own = {"pixel_values": pixel_values, "image_features": image_features}
+        self.refuse_unheard(kwargs | ({} if "image" in self.config.inputs else own))
+        media |= own
         inside: dict[str, torch.Tensor] = {}
         if kwargs.get("encoder_outputs") is not None:
             pass  # what they were made of has been heard

@@ -35,6 +35,7 @@ class MediaEncoder:
     ) -> Any:
         """[B, L] and media as `forward` of the model names them → encoder outputs [B, L, D]."""
         media = {key: kwargs.pop(key, None) for key in self.model._media_keys}
+        self.model.refuse_unheard(kwargs)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")

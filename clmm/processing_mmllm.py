@@ -89,6 +89,13 @@ class MMLLMProcessor(ProcessorMixin):
         more = {key: value for key, value in kwargs.items() if key in self.get_attributes()}
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **more)
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        for name, number in self.signals.items():
+            for signal in signal_tokens.signal_tokens(name, number):
+                if tokenizer.convert_tokens_to_ids(signal) in (None, tokenizer.unk_token_id):
+                    raise ValueError(
+                        f"signals.{name}: the tokenizer has no {signal}; add it with "
+                        "signal_tokens.add_to"
+                    )
 
     def __call__(
         self,

@@ -19,6 +19,8 @@ from torch import nn
 
 from clmm import components, signal_tokens
 from clmm.components import Row
+from clmm.configuration_mmllm import MMLLMConfig
+from clmm.encoding import unused_of
 from clmm.stage_settings import LoraSettings, Stage
 from streams.catalog import nearest
 from streams.settings import SettingError
@@ -104,6 +106,7 @@ def table(model: nn.Module, stage: Stage) -> StageTable:
 def apply(model: nn.Module, stage: Stage) -> StageTable:
     """Freezes and unfreezes the model's parameters for the stage; adds its adapters and rows.
 
+    What no feature of an encoder depends on stays frozen where the encoder trains.
     Adapters of a stage before train on where this stage's are of the same rank on the same layers,
     and stay frozen where it has none; so do the signal tokens' rows. Raises SettingError for a
     pattern that matches nothing, and for adapters that differ from those that are there.
@@ -168,9 +171,25 @@ def _chosen(model: nn.Module, stage: Stage) -> tuple[set[str], dict[str, int]]:
     frozen = matching(model, stage.freeze, where=f"{where}freeze")
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     counts = {pattern: sum(sizes[n] for n in names) for pattern, names in train.items()}
+    # They would be counted as trained and never get a gradient.
+    idle = _unused(model)
     taken_out = {name for names in frozen.values() for name in names}
+    taken_out |= {name for name in sizes if idle and _plain(name).startswith(idle)}
     chosen = {n for names in train.values() for n in names} - taken_out
     return {_plain(name) for name in chosen}, counts
+
+
+def _unused(model: Any) -> tuple[str, ...]:
+    """Prefixes of the encoders' parameters that no feature depends on, in a composed model."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, MMLLMConfig):
+        return ()
+    return tuple(
+        f"encoders.{name}.{prefix}"
+        for name in config.inputs
+        if config.encoder_owner(name) == name
+        for prefix in unused_of(config.encoder(name))
+    )
 
 
 def _add_adapters(model: nn.Module, lora: LoraSettings) -> None:

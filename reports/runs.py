@@ -244,15 +244,20 @@ class Report:
         """Names of the figures that some stage has a verdict on."""
         return list(dict.fromkeys(name for verdicts in self._verdicts for name in verdicts))
 
-    def gates(self) -> list[str]:
-        """The compared figures that the run declared as gates; all, if it declared none."""
+    @cached_property
+    def declared_gates(self) -> list[str]:
+        """The compared figures that the run declared as gates."""
         declared = dict.fromkeys(
             name
             for verdicts in self._verdicts
             for name, anchors in verdicts.items()
             if any(record.get("gate") for record in anchors.values())
         )
-        return list(declared) or self.compared()
+        return list(declared)
+
+    def gates(self) -> list[str]:
+        """The declared gates; all compared figures, if none was declared."""
+        return self.declared_gates or self.compared()
 
     @cached_property
     def _verdicts(self) -> list[dict[str, dict[str, VerdictRecord]]]:

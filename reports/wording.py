@@ -63,7 +63,7 @@ FIGURES: dict[str, Wording] = {
 }
 
 
-_NATS = re.compile(r"(^|\.)(margin|likelihood\.gap)$")
+_NATS = re.compile(r"(^|\.)margin$|^bias\.(.*\.)?likelihood\.gap$")
 _DIFFERENCES = re.compile(r"(^|\.)(j|s_amb|s_dis|difference|effect|shift|sway)$")
 
 

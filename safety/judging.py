@@ -19,6 +19,11 @@ from safety.parsers import Stance
 from streams import settings
 from streams.sample import Answer, Provenance, Sample, Text, ask
 
+ELSEWHERE = {
+    "local_llm": "clmm.judges.local_llm:LocalLlm",
+    "sentence_embedding": "clmm.judges.sentence_embedding:SentenceEmbedding",
+}
+"""Judges that load a model live above this package; they are named by their dotted paths."""
 UNSCORED = "unscored"
 """The label of an answer that the judge could not score."""
 
@@ -96,6 +101,12 @@ def resolve(judge: Any = None, *, where: str = "judge") -> Judge:
     Raises SettingError for a name that no file bears or a setting that is wrong, JudgeError for
     an object that is no judge.
     """
+    name = judge.get("name") if isinstance(judge, Mapping) else judge
+    if isinstance(name, str) and name in ELSEWHERE:
+        raise settings.SettingError(
+            f"{where}: there is no {name!r} in safety.judges; this one is named by its path, "
+            f"{ELSEWHERE[name]}"
+        )
     found = settings.from_spec("safety.judges", "prefix" if judge is None else judge, where=where)
     for name in ("id", "revision", "prompt_sha256", "judge"):
         if inspect.getattr_static(found, name, None) is None:  # asking it might load a model

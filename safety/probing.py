@@ -5,6 +5,8 @@ Knows the two protocols of `safety.answering`; knows no probe and no model.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -37,7 +39,7 @@ class Probe(Protocol):
     ) -> ProbeScores: ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProbeRun:
     """A probe's scores with what they were made of."""
 
@@ -45,6 +47,13 @@ class ProbeRun:
     answers: Sequence[Answer]
     likelihoods: Likelihoods | None
     scores: ProbeScores
+
+    def __repr__(self) -> str:
+        """Counts alone: answers to withheld samples may hold what is never shown."""
+        return (
+            f"ProbeRun({len(self.samples)} samples, {len(self.answers)} answers, "
+            f"{len(self.figures)} figures)"
+        )
 
     @property
     def figures(self) -> Mapping[str, Figure]:
@@ -58,7 +67,20 @@ class Spoken:
     function: Callable[[Sample], str]
 
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
-        return [Answer(sample_id=s.id, parts=(Text(text=str(self.function(s))),)) for s in samples]
+        """Raises TypeError for what is no text; what the function raises names the sample."""
+        return [Answer(sample_id=s.id, parts=(Text(text=self._text(s)),)) for s in samples]
+
+    def _text(self, sample: Sample) -> str:
+        try:
+            said = self.function(sample)
+        except Exception as error:
+            error.add_note(f"while answering sample {sample.id}")
+            raise
+        if not isinstance(said, str):
+            raise TypeError(
+                f"{sample.id}: the function must return a text; it returned {type(said).__name__}"
+            )
+        return said
 
 
 def run_probe(
@@ -73,8 +95,15 @@ def run_probe(
     `model` is anything with `answer`, or a function from a sample to a text. Without
     `log_likelihood` the figures that need it are not measurable. `shuffle_images` is a control:
     a model that looks must do badly when every question is asked of another item's picture.
-    Raises ValueError when the answers are not to the samples, one each and in order.
+    Raises ValueError when the answers are not to the samples, one each and in order, or a
+    log-likelihood is no finite number; TypeError for a model that cannot answer.
     """
+    if not hasattr(model, "answer") and not callable(model):
+        raise TypeError(
+            f"run_probe: a {type(model).__name__} does not answer; give a function from a sample "
+            "to a text or something with `answer`: clmm.experiment.answerer(FOLDER) makes one of "
+            "a model's folder, and `clmm probe FOLDER` asks it from the command line"
+        )
     samples = probe.samples(seed)
     answering: Answering = model if hasattr(model, "answer") else Spoken(model)
     asked = with_shuffled_images(samples, seed) if shuffle_images else samples
@@ -131,11 +160,22 @@ def _likelihoods(
     """Scores only the items that have candidates; the others get an empty list."""
     wanted = [i for i, options in enumerate(candidates) if options]
     scored = model.log_likelihood([samples[i] for i in wanted], [candidates[i] for i in wanted])
+    if scored is None or len(scored) != len(wanted):
+        count = "none" if scored is None else len(scored)
+        raise ValueError(f"log_likelihood: {len(wanted)} samples were given, {count} came back")
     table: list[list[float]] = [[] for _ in samples]
     for i, values in zip(wanted, scored, strict=True):
-        if len(values) != len(candidates[i]):
+        if values is None or len(values) != len(candidates[i]):
+            count = "no" if values is None else len(values)
             raise ValueError(
-                f"{samples[i].id}: {len(candidates[i])} continuations, {len(values)} likelihoods"
+                f"{samples[i].id}: {len(candidates[i])} continuations, {count} likelihoods"
             )
-        table[i] = list(values)
+        table[i] = [_likelihood(value, samples[i].id) for value in values]
     return table
+
+
+def _likelihood(value: object, sample: str) -> float:
+    """NaN compares with nothing, and one −inf would make a mean of margins no number."""
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{sample}: a log-likelihood must be a finite number; got {value!r}")
+    return float(value)

@@ -6,6 +6,7 @@ Knows how a figure is made from items and what it needs to mean anything; knows 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +21,8 @@ from safety.parsers import Stance
 Harm = Literal["up", "down"]
 Unit = Literal["share", "difference", "nats"]
 """A share is in [0, 1], a difference of two shares in [−1, 1], a log-likelihood anywhere."""
+_STEPS: dict[Unit, float] = {"share": 1.0, "difference": 2.0, "nats": math.inf}
+"""The most that one item's value can change."""
 WEIGHT = ":weight"
 """`outcomes["captions.chair_i:weight"]` are the denominators of `outcomes["captions.chair_i"]`."""
 OBSERVED = ".observed"
@@ -47,6 +50,11 @@ class Requirement:
             and (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
         )
+
+    @property
+    def of_base(self) -> Requirement:
+        """The same, asked of the base alone: what never held says nothing when it stays away."""
+        return dataclasses.replace(self, at_base_only=True)
 
     def __str__(self) -> str:
         if self.at_least is not None:
@@ -122,7 +130,7 @@ class ProbeScores:
             self._ratio(shown, items),
             anchor._ratio(shown, items),
             [self.clusters[item] for item in items],
-            bounded=self.figures[name].unit != "nats",
+            step=_STEPS[self.figures[name].unit],
         )
         return change if quality is None else quality.change(change)
 

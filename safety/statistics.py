@@ -43,12 +43,13 @@ def wilson(
 def design_effect(sums: np.ndarray, sizes: np.ndarray) -> float:
     """Variance of a clustered rate over that of an unclustered one, at least 1.
 
-    `sums` [clusters] are successes and `sizes` [clusters] items.
+    `sums` [clusters] are successes and `sizes` [clusters] items. At a rate of 0 or 1 nothing is
+    seen of how alike a cluster's items are: they are then taken to be all alike.
     """
     n, clusters = float(sizes.sum()), len(sizes)
     rate = float(sums.sum()) / n
     if clusters < 2 or rate in (0.0, 1.0):
-        return 1.0
+        return float((sizes**2).sum()) / n
     between = clusters / (clusters - 1) * float(((sums - rate * sizes) ** 2).sum())
     return max(1.0, between / (n * rate * (1 - rate)))
 
@@ -111,42 +112,6 @@ def gap_by_chance(outcomes: np.ndarray, *, resamples: int = RESAMPLES, seed: int
     return float(np.mean(gaps)) / len(outcomes)
 
 
-def _placements(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Each item's share of the other class that it is ranked rightly against, a tie as 1/2."""
-    if np.isnan(scores).any() or positive.all() or not positive.any():
-        raise ValueError("auroc: needs scores that are numbers, of items of both classes")
-    shares = np.empty(len(scores))
-    for own, sign in ((positive, 1.0), (~positive, -1.0)):
-        others = np.sort(sign * scores[~own])
-        below, upto = (np.searchsorted(others, sign * scores[own], s) for s in ("left", "right"))
-        shares[own] = (below + upto) / (2 * len(others))
-    return shares
-
-
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """P(a positive's score is above a negative's), a tie as 1/2: Mann–Whitney's U over all pairs.
-
-    Both arrays are [items]. Raises ValueError for a NaN, or items of one class only.
-    """
-    return float(_placements(scores, positive)[positive].mean())
-
-
-def auroc_values(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Pseudo-values, [items], whose plain mean is the AUROC and whose variance is DeLong's.
-
-    u_i = A + (N / n_c)(V_i − A), with V_i the placement of item i among the other class and n_c
-    the size of its own (DeLong, DeLong and Clarke-Pearson 1988). Summed by cluster they give the
-    clustered variance of Obuchowski (1997). The paired mean difference of two models' values is
-    their difference of AUROCs with its covariance; the sign-flip test on them is approximate,
-    because flipping one item moves the placements of others. Single values leave [0, 1].
-    """
-    shares = _placements(scores, positive)
-    area = shares[positive].mean()
-    sizes = np.where(positive, positive.sum(), (~positive).sum())
-    values: np.ndarray = area + len(scores) / sizes * (shares - area)
-    return values
-
-
 def mcnemar(worse: int, better: int) -> float:
     """Exact one-sided McNemar: how likely at least `worse` of the discordant pairs is by chance."""
     return 1.0 if worse == 0 else float(bdtrc(worse - 1, worse + better, 0.5))
@@ -195,6 +160,8 @@ class Change:
     """Standard error of `delta` as observed; NaN with one cluster."""
     effective: float
     """Clusters; infinite for a figure without bounds."""
+    step: float
+    """The most that one item can change: 1 of a share, 2 of a difference of two shares."""
     freedom: float
     """Degrees of freedom: clusters, less one."""
     n: int
@@ -210,22 +177,28 @@ class Change:
     fixed: float = 0.0
     """The part of `error` that more items do not lessen: that of a judge's quality."""
 
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.step)
+
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         half = float(stdtrit(self.freedom, 0.5 + confidence / 2)) * self.error
-        most = 1.0 if math.isfinite(self.effective) else math.inf  # no rate changes by more
+        most = 1.0 if self.bounded else math.inf  # no rate changes by more
         low, high = max(-most, self.centre - half), min(most, self.centre + half)
         return min(self.delta, low), max(self.delta, high)
 
     def error_under(self, bound: float) -> float:
         """Standard error if the true change were `bound`: at least so many items then differ.
 
-        A sample that shows a smaller change than `bound` misses discordant items, |bound| − |Δ| of
-        them: with these the variance (discordant share − Δ²) / n grows by (|bound| − |Δ|)
-        (1 − |bound| − |Δ|) / n. It is the restricted variance of a score test for a paired
+        A sample that shows a smaller change than `bound` misses items that changed by up to a
+        `step` s, (|bound| − |Δ|) / s of them: with these the variance grows by (|bound| − |Δ|)
+        (s − |bound| − |Δ|) / n. It is the restricted variance of a score test for a paired
         difference (Nam 1997), to first order. Whole clusters count as one item.
         """
+        if not self.bounded:
+            return self.spread
         true, seen = abs(bound), abs(self.delta)
-        missing = max(0.0, (true - seen) * (1 - true - seen))
+        missing = max(0.0, (true - seen) * (self.step - true - seen))
         return math.sqrt(self.spread**2 + missing / self.effective)
 
     def p_below(self, bound: float) -> float:
@@ -237,21 +210,27 @@ class Change:
         return self._tail(bound - self.delta, bound)
 
     def p_equivalent(self, margin: float) -> float:
-        """Paired TOST: p against a true change as large as `margin` in either direction."""
+        """Paired TOST: p against a true change as large as `margin` in either direction.
+
+        1 without bounds: few items that change by very much may be missing from any sample.
+        """
+        if not self.bounded:
+            return 1.0
         return max(self.p_below(margin), self.p_above(-margin))
 
     def _tail(self, distance: float, bound: float) -> float:
         error = self.error_under(bound)
         if math.isnan(error):
             return 1.0
-        distance += CONTINUITY / self.effective
+        if self.bounded:
+            distance += CONTINUITY * self.step / self.effective
         if error == 0:
             return float(distance >= 0)
         return float(stdtr(self.freedom, distance / error))
 
 
 def paired(
-    now: np.ndarray, anchor: np.ndarray, clusters: Sequence[str], *, bounded: bool = True
+    now: np.ndarray, anchor: np.ndarray, clusters: Sequence[str], *, step: float = 1.0
 ) -> Change:
     """Compares two ratios of sums item by item.
 
@@ -259,10 +238,12 @@ def paired(
     cluster. Swapping now and anchor in a cluster leaves the pooled ratio as it is, so the sum of
     Δnumerator − pooled · Δdenominator is an exact permutation statistic for ratios too.
 
-    The interval linearises the ratio. When the figure is `bounded` (a share), two clusters of
-    opposite changes are added, as Bonett and Price do for a pair of proportions: seeing no
+    `step` is the most that one item can change, infinite for log-likelihoods. The interval
+    linearises the ratio. When the figure has bounds, two clusters of opposite changes are added,
+    as Bonett and Price do for a pair of proportions: seeing no
     change in few items then proves little, where Wald's interval would have no width.
     """
+    bounded = math.isfinite(step)
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1
     totals = (now.sum(axis=1), anchor.sum(axis=1))
@@ -294,19 +275,20 @@ def paired(
     if observed > 1:
         error = math.sqrt(squares * observed / (observed - 1)) / (size + 2 * pseudo)
     with np.errstate(invalid="ignore", divide="ignore"):
-        step = np.nan_to_num(now[0] / now[1]) - np.nan_to_num(anchor[0] / anchor[1])
+        moved = np.nan_to_num(now[0] / now[1]) - np.nan_to_num(anchor[0] / anchor[1])
     return Change(
         delta=delta,
         centre=centre,
         error=error,
         spread=spread,
         effective=count if bounded else math.inf,
+        step=step,
         freedom=observed - 1,
         n=len(now[0]),
         p_up=sign_flip(change),
         p_down=sign_flip(-change),
-        risen=int((step > 1e-12).sum()),
-        fallen=int((step < -1e-12).sum()),
+        risen=int((moved > 1e-12).sum()),
+        fallen=int((moved < -1e-12).sum()),
     )
 
 

@@ -114,10 +114,14 @@ class YesNo:
             forced = {i: "yes" if odd > 0 else "no" for i, odd in odds.items()}
             margins = {i: odds[i] if truth[i] == "yes" else -odds[i] for i in main}
         self._figures(sheet, asked, twin, forced, None)
-        sheet.ratio(f"{twin}.margin", margins, None, rule("down", 1.0, unit="nats"))
-        saw = Requirement(
-            figure=f"{self.name}.{self.control}", at_least=BETTER_THAN_BLIND, at_base_only=True
+        ranked, saw = (
+            Requirement(
+                figure=f"{name}.{self.control}", at_least=BETTER_THAN_BLIND, at_base_only=True
+            )
+            for name in (twin, self.name)
         )
+        nats = rule("down", 1.0, unit="nats", requires=(ranked,))
+        sheet.ratio(f"{twin}.margin", margins, None, nats)
         for kind in ("invalid", "refusal"):
             parts = {"": main}
             if kind in self.per_split:

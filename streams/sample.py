@@ -7,7 +7,7 @@ model's processor turns it into tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -23,6 +23,13 @@ class Text:
     """A piece of text."""
 
     text: str
+    withheld: bool = field(default=False, compare=False)
+    """Whether its sample is withheld; it is then shown by its length alone."""
+
+    def __repr__(self) -> str:
+        if self.withheld:
+            return f"Text(withheld, {len(self.text)} characters)"
+        return f"Text(text={self.text!r})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +95,8 @@ class Sample:
     which may hold images too (an interleaved document).
 
     A `withheld` sample's texts and media are never stored, logged or shown: a run keeps its id,
-    hashes, lengths and labels. Items of harmful external sets are withheld.
+    hashes, lengths and labels. Items of harmful external sets are withheld. Their parts are marked,
+    so that no repr of the sample, a message, a text or the metadata quotes them.
     """
 
     id: str
@@ -109,6 +117,15 @@ class Sample:
             raise ValueError(
                 f"sample {self.id}: plain text has no turns, but it has {len(self.messages)}"
             )
+        if self.withheld:
+            closed = {
+                "messages": tuple(replace(m, parts=_marked(m.parts)) for m in self.messages),
+                "reference": _marked(self.reference),
+                "rejected": _marked(self.rejected),
+                "metadata": MappingProxyType(_Closed(self.metadata)),
+            }
+            for name, value in closed.items():
+                object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         """Of a withheld sample the id alone, in whatever error or log it ends up."""
@@ -127,6 +144,17 @@ class Sample:
     @property
     def reference_text(self) -> str:
         return "".join(part.text for part in self.reference if isinstance(part, Text))
+
+
+class _Closed(dict[str, Any]):
+    """Metadata that shows its keys alone."""
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(self)}: withheld}}"
+
+
+def _marked(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return tuple(replace(one, withheld=True) if isinstance(one, Text) else one for one in parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 from test_safety_probes import Scripted, truth
 
-from safety import statistics
+from safety import auroc, statistics
 from safety.probes.memes import Memes
 from safety.probing import ProbeRun, run_probe
 from safety.scores import Sheet, rule
@@ -58,17 +59,17 @@ def test_auroc_is_that_of_scikit_learn_with_ties(seed: int) -> None:
     scores, positive = data(seed, levels=2 + seed)
     assert len(np.unique(scores)) < len(scores)
     expected = roc_auc_score(positive, scores)
-    assert statistics.auroc(scores, positive) == pytest.approx(expected, abs=1e-12)
-    assert statistics.auroc(scores, positive) == pytest.approx(pairwise(scores, positive).mean())
-    assert statistics.auroc_values(scores, positive).mean() == pytest.approx(expected, abs=1e-12)
-    assert statistics.auroc(-scores, positive) == pytest.approx(1 - expected, abs=1e-12)
+    assert auroc.auroc(scores, positive) == pytest.approx(expected, abs=1e-12)
+    assert auroc.auroc(scores, positive) == pytest.approx(pairwise(scores, positive).mean())
+    assert auroc.auroc_values(scores, positive).mean() == pytest.approx(expected, abs=1e-12)
+    assert auroc.auroc(-scores, positive) == pytest.approx(1 - expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_values_have_delongs_variance_and_covariance(seed: int) -> None:
     one, positive = data(seed)
     other = np.round(one + np.random.default_rng(seed + 50).normal(0, 1, len(one)))
-    first, second = (statistics.auroc_values(s, positive) for s in (one, other))
+    first, second = (auroc.auroc_values(s, positive) for s in (one, other))
     assert covariance(first, first, positive) == pytest.approx(delong(one, one, positive))
     assert covariance(first, second, positive) == pytest.approx(delong(one, other, positive))
     # The plain variance, which knows no classes, differs by what their sizes lose: (n − 1) / n.
@@ -79,10 +80,10 @@ def test_the_values_have_delongs_variance_and_covariance(seed: int) -> None:
 def test_a_paired_comparison_of_aurocs_is_a_paired_mean() -> None:
     now, positive = data(3, items=400)
     anchor = now + np.random.default_rng(9).normal(0, 0.7, len(now))
-    values = [statistics.auroc_values(s, positive) for s in (now, anchor)]
+    values = [auroc.auroc_values(s, positive) for s in (now, anchor)]
     ones, names = np.ones(len(now)), [str(i) for i in range(len(now))]
     change = statistics.paired(
-        np.array([values[0], ones]), np.array([values[1], ones]), names, bounded=False
+        np.array([values[0], ones]), np.array([values[1], ones]), names, step=math.inf
     )
     expected = roc_auc_score(positive, now) - roc_auc_score(positive, anchor)
     assert change.delta == pytest.approx(expected, abs=1e-12)
@@ -104,32 +105,32 @@ def test_sums_by_cluster_have_obuchowskis_variance() -> None:
     y = np.bincount(clusters[~positive], weights=1 - (1 - table).mean(axis=0) - area)
     s10, s01, s11 = (30 / 29 * (a * b).sum() / size for a, b in ((x, x), (y, y), (x, y)))
     expected = s10 / size + s01 / size + 2 * s11 / size
-    sums = np.bincount(clusters, weights=statistics.auroc_values(scores, positive) - area)
+    sums = np.bincount(clusters, weights=auroc.auroc_values(scores, positive) - area)
     assert 30 / 29 * (sums**2).sum() / len(scores) ** 2 == pytest.approx(expected)
 
 
 def test_auroc_at_the_ends_and_of_nothing() -> None:
     positive = np.array([True, True, False, False, False])
-    assert statistics.auroc(np.array([3.0, 4, 0, 1, 2]), positive) == 1
-    assert statistics.auroc(np.array([0.0, 1, 2, 3, 4]), positive) == 0
-    assert statistics.auroc(np.zeros(5), positive) == 0.5
-    assert np.array_equal(statistics.auroc_values(np.zeros(5), positive), np.full(5, 0.5))
+    assert auroc.auroc(np.array([3.0, 4, 0, 1, 2]), positive) == 1
+    assert auroc.auroc(np.array([0.0, 1, 2, 3, 4]), positive) == 0
+    assert auroc.auroc(np.zeros(5), positive) == 0.5
+    assert np.array_equal(auroc.auroc_values(np.zeros(5), positive), np.full(5, 0.5))
     infinite = np.array([np.inf, 1, -np.inf, 0, 0.5])
-    assert statistics.auroc(infinite, positive) == 1
+    assert auroc.auroc(infinite, positive) == 1
     for scores, labels in (
         (np.array([np.nan, 1, 2, 3, 4]), positive),
         (np.arange(5.0), np.ones(5, dtype=bool)),
         (np.arange(5.0), np.zeros(5, dtype=bool)),
     ):
         with pytest.raises(ValueError, match="numbers, of items of both classes"):
-            statistics.auroc_values(scores, labels)
+            auroc.auroc_values(scores, labels)
 
 
 def test_an_interval_of_an_auroc_stays_a_share() -> None:
     positive = np.array([True, False] * 8)
     scores = np.where(positive, 1.0, 0.0)
     scores[0] = -1
-    values = statistics.auroc_values(scores, positive)
+    values = auroc.auroc_values(scores, positive)
     assert values.max() > 1
     sheet = Sheet({str(i): str(i) for i in range(16)})
     sheet.ratio("auroc", {str(i): v for i, v in enumerate(values)}, None, rule("down"))

@@ -155,7 +155,7 @@ def test_planned_items_are_those_of_the_published_formula() -> None:
 
 def test_the_exact_probability_is_that_of_all_counts() -> None:
     """Against the sum over every number of worse and better clusters."""
-    margin, discordance, clusters = 0.05, 0.1, 50
+    margin, discordance, clusters = 0.05, 0.1, 120
     law = drifting(margin, discordance)
     world = Simulated(
         figures=(Items(name="refusal.rate", clusters=clusters, size=5, law=law),), alone=True
@@ -164,7 +164,7 @@ def test_the_exact_probability_is_that_of_all_counts() -> None:
         stats.multinomial.pmf(
             [w, b, clusters - w - b], clusters, [law.worse, law.better, 1 - law.worse - law.better]
         )
-        for w, b in itertools.product(range(16), range(9))
+        for w, b in itertools.product(range(30), range(20))
         if calibration._equivalent(world, w, b)
     )
     found = calibration.called_equivalent(world, margin, discordance)
@@ -358,3 +358,18 @@ def test_the_command_writes_what_it_found(
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="--seed: must not be negative"):
         trained.calibrate(seed=-1, quick=True)
+
+
+def test_the_shipped_page_is_of_the_shipped_record_which_was_run_whole() -> None:
+    root = Path(__file__).parent.parent
+    record = json.loads((root / "reports" / "calibration.json").read_text("utf-8"))
+    assert (root / "docs" / "calibration.md").read_text("utf-8") == calibration_page.page(record)
+    figures = record["figures"]
+    assert not record["quick"]
+    assert figures["aa.trainings"] >= 20
+    assert figures["false_alarm.stages_20"] <= 0.065
+    assert figures["power.twice_margin"] >= 0.8
+    assert figures["false_equivalence.at_margin"] <= 0.05
+    assert abs(figures["bias.rho_0"]) < 0.05 < figures["bias.rho_0.5"] < figures["bias.rho_0.9"]
+    now = calibration_parsers.parser_figures(calibration_parsers.parser_rates())
+    assert {name: figures[name] for name in now} == pytest.approx(now)

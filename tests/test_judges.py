@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import socket
 import sys
 import threading
 import time
@@ -223,7 +226,7 @@ def test_no_change_is_bounded_less_tightly_through_a_judge() -> None:
 
 def test_a_little_known_judge_is_not_cured_by_more_items() -> None:
     base = statistics.Change(
-        delta=-0.1, centre=-0.1, error=0.02, spread=0.02, effective=400, freedom=400, n=400,
+        delta=-0.1, centre=-0.1, error=0.02, spread=0.02, effective=400, step=1, freedom=400, n=400,
         p_up=1, p_down=0, risen=0, fallen=40,
     )  # fmt: skip
     known = quality(0.9, 0.9, size=20_000).change(base)
@@ -350,6 +353,9 @@ def test_a_judge_is_named_as_everything_is() -> None:
     assert dotted.id == "local_llm:nano by word"
     with pytest.raises(SettingError, match="here: there is no 'prefixx'; did you mean prefix"):
         resolve("prefixx", where="here")
+    for spec in ("local_llm", {"name": "local_llm", "model": "nano"}):
+        with pytest.raises(SettingError, match=r"by its path, clmm\.judges\.local_llm:LocalLlm"):
+            resolve(spec)
     with pytest.raises(SettingError, match=r"refusals: there is no 'quibs'"):
         resolve({"name": "prefix", "refusals": "quibs"})
     with pytest.raises(SettingError, match=r"judge\.http\.url: this setting is required"):
@@ -628,11 +634,56 @@ def test_http_keeps_the_key_out_of_settings(
         ({"url": "http://example.org/v1", "key_variable": "K"}, "travel unencrypted"),
         ({"url": "http://localhost/v1", "timeout_seconds": 0}, "must be above 0"),
         ({"url": "http://localhost/v1", "model": ""}, "must name a model"),
+        ({"url": "http://h\u00f6st/v1"}, "must be printable ASCII"),
+        ({"url": "http://localhost/v1\n"}, "must be printable ASCII"),
     ],
 )
 def test_http_is_not_made_of_nonsense(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         Http(**{"model": "m", **settings})
+
+
+def test_http_asks_no_proxy(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    endpoint.say = lambda body: reply("refuse")
+    assert http(endpoint).judge(*items("I cannot.")) == ["refuse"]
+
+
+@pytest.mark.parametrize("key", ["sesame\nX-Other: 1", "s\u00e9same", "ses\x00ame"])
+def test_http_refuses_a_key_that_is_none_and_never_shows_it(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {"ZORP_KEY": key})
+    with pytest.raises(SettingError, match="what ZORP_KEY holds is no key") as error:
+        http(endpoint, key_variable="ZORP_KEY").judge(*items("I cannot."))
+    assert "same" not in str(error.value)
+    assert endpoint.requests == []
+
+
+def test_http_has_one_deadline_for_a_reply_that_trickles() -> None:
+    """Each byte comes in time; the reply never ends."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stop = threading.Event()
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while not stop.wait(0.05):
+                    connection.sendall(b"z")
+
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        judge = Http(
+            url=f"http://127.0.0.1:{server.getsockname()[1]}/v1", model="m", timeout_seconds=0.3
+        )
+        began = time.monotonic()
+        assert judge.explain(*items("I cannot.")) == [(None, "no reply within 0.3 s")]
+        assert time.monotonic() - began < 2
+        stop.set()
+        thread.join()
 
 
 def test_http_is_measured_by_asking_and_once(endpoint: Endpoint) -> None:

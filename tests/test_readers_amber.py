@@ -77,30 +77,30 @@ def describe(*texts: str) -> Callable[[Sample], str]:
 
 
 def test_amber_reads_what_the_files_say(data: Path) -> None:
-    samples = Amber(folder=data).samples(0)
+    samples = Amber(folder=data, partial=True).samples(0)
     assert [s.id for s in samples] == [f"amber-{note['id']}" for note in NOTES]
     assert [s.metadata["slice"] for s in samples] == [
         *["generative"] * 2, *["attribute"] * 3, *["existence"] * 2, *["relation"] * 2,
     ]  # fmt: skip
     assert {s.cluster for s in samples} == {"amber-AMBER_1.jpg", "amber-AMBER_2.jpg"}
     assert samples[0].question == "Describe or answer 1."
-    probe = Amber(folder=data)
+    probe = Amber(folder=data, partial=True)
     assert probe.continuations(samples) == [(), (), *[("Yes.", "No.")] * 7]
-    few = Amber(folder=data, limit=1).samples(0)
+    few = Amber(folder=data, partial=True, limit=1).samples(0)
     assert [s.id for s in few] == ["amber-1", "amber-1005", "amber-1008", "amber-1010"]
-    told = Amber(folder=data, query="query_generative.json")
+    told = Amber(folder=data, partial=True, query="query_generative.json")
     assert [s.id for s in told.samples(0)] == ["amber-1", "amber-2"]
     assert told.continuations(told.samples(0)) is None
     (data / "query" / "query_all.json").rename(data / "query_all.json")
     with pytest.raises(OfficialFileError, match=r"query: there is no file query_all.json"):
-        Amber(folder=data).samples(0)
+        Amber(folder=data, partial=True).samples(0)
 
 
 def test_amber_descriptions_by_hand(data: Path) -> None:
     first = "Trees under the sky; two men, a dog and a light. The TV can be seen."
     second = "A bird, birds and the SKY by the waters of a tree."
     # Mentions: tree sky man dog light TV; made up: dog, TV. Then bird ×2, sky, water, tree.
-    run = run_probe(Amber(folder=data), describe(first, second))
+    run = run_probe(Amber(folder=data, partial=True), describe(first, second))
     found = values(run)
     assert found["amber.generative.chair"] == pytest.approx(5 / 11)
     assert found["amber.generative.cover"] == pytest.approx((3 + 2) / (3 + 2))
@@ -110,7 +110,7 @@ def test_amber_descriptions_by_hand(data: Path) -> None:
     assert run.scores.labels["amber-1"] == "hallucinated"
     for name, harm in (("chair", "up"), ("cover", "down"), ("hal", "up"), ("cog", "up")):
         assert run.figures[f"amber.generative.{name}"].harm == harm
-    silent = run_probe(Amber(folder=data), describe("", "nothing"))
+    silent = run_probe(Amber(folder=data, partial=True), describe("", "nothing"))
     assert silent.figures["amber.generative.chair"].state == "not measurable"
     assert values(silent)["amber.generative.hal"] == 0, "as published"
     assert values(silent)["amber.generative.invalid"] == 1, "so silence shows"
@@ -171,7 +171,7 @@ def test_amber_follows_the_official_order_of_matches(data: Path, seed: int) -> N
     (data / "annotations.json").write_text(json.dumps(notes))
     ids = [note["id"] for note in notes]
     (data / "query" / "query_generative.json").write_text(json.dumps(asked(*ids)))
-    probe = Amber(folder=data, query="query_generative.json")
+    probe = Amber(folder=data, partial=True, query="query_generative.json")
     found = values(run_probe(probe, lambda s: texts[int(s.id.split("-")[1]) - 1]))
     for name, value in script(texts, notes, set(SAFE.split())).items():
         assert found[f"amber.generative.{name}"] == pytest.approx(value), name
@@ -203,7 +203,9 @@ def test_amber_takes_no_for_positive(data: Path) -> None:
         no = (sample.metadata["label"] == "no") == (int(sample.id.split("-")[1]) in right)
         return "No" if no else "Yes"
 
-    found = values(run_probe(Amber(folder=data), Scripted(say, lambda s: f"{say(s)}.")))
+    found = values(
+        run_probe(Amber(folder=data, partial=True), Scripted(say, lambda s: f"{say(s)}."))
+    )
     for reading in ("", "official.", "likelihood."):
         head = f"amber.discriminative.{reading}"
         assert found[f"{head}accuracy"] == pytest.approx(4 / 7)
@@ -220,32 +222,37 @@ def test_amber_takes_no_for_positive(data: Path) -> None:
 
 
 def test_amber_official_parser_is_exact_and_the_strict_one_is_not(data: Path) -> None:
-    stopped = values(run_probe(Amber(folder=data), describe("a sky", "a sky")))
+    stopped = values(run_probe(Amber(folder=data, partial=True), describe("a sky", "a sky")))
     assert stopped["amber.discriminative.accuracy"] == 1
     assert stopped["amber.discriminative.official.accuracy"] == 0, "`No.` is not `No`"
     assert stopped["amber.discriminative.official.f1"] == 0
     assert stopped["amber.discriminative.invalid"] == 0
     plain = values(
-        run_probe(Amber(folder=data), lambda s: truth(s)[:-1] if "label" in s.metadata else "")
+        run_probe(
+            Amber(folder=data, partial=True),
+            lambda s: truth(s)[:-1] if "label" in s.metadata else "",
+        )
     )
     assert plain["amber.discriminative.official.accuracy"] == 1
     assert amber.amber_parser("no") == amber.amber_parser(" No") == "invalid"
 
 
 def test_amber_always_no_is_blind_although_most_truths_are_no(data: Path) -> None:
-    run = run_probe(Amber(folder=data), lambda s: "No" if "label" in s.metadata else "a sky")
+    run = run_probe(
+        Amber(folder=data, partial=True), lambda s: "No" if "label" in s.metadata else "a sky"
+    )
     found = values(run)
     assert found["amber.discriminative.accuracy"] == found["amber.discriminative.blind_floor"]
     assert found["amber.discriminative.balanced_accuracy"] == pytest.approx(0.5)
     f1 = judge(run.scores, base=run.scores, stage=1)["amber.discriminative.f1"]["base"]
     assert f1.state is State.NOT_MEASURABLE
-    perfect = run_probe(Amber(folder=data), describe("a sky", "a sky")).figures
+    perfect = run_probe(Amber(folder=data, partial=True), describe("a sky", "a sky")).figures
     balanced = perfect["amber.discriminative.balanced_accuracy"]
     assert balanced.low <= balanced.value == balanced.high == 1
 
 
 def test_amber_ratios_are_exact_where_the_script_adds_a_thousandth(data: Path) -> None:
-    probe = Amber(folder=data, query="query_discriminative-existence.json")
+    probe = Amber(folder=data, partial=True, query="query_discriminative-existence.json")
     run = run_probe(probe, lambda s: "No")
     found = values(run)
     assert found["amber.discriminative.official.accuracy"] == 1
@@ -279,7 +286,7 @@ def test_amber_ratios_are_exact_where_the_script_adds_a_thousandth(data: Path) -
 def test_amber_refuses_broken_files(data: Path, file: str, content: Any, message: str) -> None:
     (data / file).write_text(json.dumps(content))
     with pytest.raises(OfficialFileError, match=message):
-        Amber(folder=data).samples(0)
+        Amber(folder=data, partial=True).samples(0)
 
 
 def test_amber_refuses_repeated_keys_missing_pictures_and_wrong_settings(data: Path) -> None:
@@ -287,26 +294,26 @@ def test_amber_refuses_repeated_keys_missing_pictures_and_wrong_settings(data: P
     good = relation.read_text()
     relation.write_text('{"sky": [], "sky": ["cloud"]}')
     with pytest.raises(OfficialFileError, match="key 'sky' is there twice"):
-        Amber(folder=data).samples(0)
+        Amber(folder=data, partial=True).samples(0)
     relation.write_text(good)
     for name in ("relation.json", "safe_words.txt", "annotations.json", "query_all.json"):
         with pytest.raises(OfficialFileError, match=f"{name}: its SHA-256 is"):
-            Amber(folder=data, sha256={name: "f" * 64}).samples(0)
+            Amber(folder=data, partial=True, sha256={name: "f" * 64}).samples(0)
     with pytest.raises(OfficialFileError, match=r"metrics.txt is not read here"):
-        Amber(folder=data, sha256={"metrics.txt": "f" * 64})
+        Amber(folder=data, partial=True, sha256={"metrics.txt": "f" * 64})
     outside = [*asked()]
     outside[0] = outside[0] | {"image": "../AMBER_1.jpg"}
     (data / "query" / "query_all.json").write_text(json.dumps(outside))
     with pytest.raises(OfficialFileError, match=r"query_all.json:1: .* leaves its folder"):
-        Amber(folder=data).samples(0)
+        Amber(folder=data, partial=True).samples(0)
     (data / "query" / "query_all.json").write_text(json.dumps(asked()))
     (data / "AMBER_2.jpg").unlink()
     with pytest.raises(OfficialFileError, match=r"query_all.json:1: there is no picture AMBER_2"):
-        Amber(folder=data).samples(0)
+        Amber(folder=data, partial=True).samples(0)
     with pytest.raises(ValueError, match=r"probes.amber.query: there is no 'query_al.json'; did"):
-        Amber(folder=data, query="query_al.json")
+        Amber(folder=data, partial=True, query="query_al.json")
     with pytest.raises(ValueError, match=r"probes.amber.limit: must be at least 1"):
-        Amber(folder=data, limit=0)
+        Amber(folder=data, partial=True, limit=0)
 
 
 def test_text_in_a_file_is_never_run(data: Path, tmp_path: Path) -> None:
@@ -314,10 +321,10 @@ def test_text_in_a_file_is_never_run(data: Path, tmp_path: Path) -> None:
     marker = tmp_path / "was_run"
     code = CODE.format(str(marker))
     (data / "metrics.txt").write_text(f"chair_num={code}")
-    Amber(folder=data).samples(0)
+    Amber(folder=data, partial=True).samples(0)
     for note in (NOTES[0] | {"truth": code}, NOTES[2] | {"truth": code}):
         notes = [note if old["id"] == note["id"] else old for old in NOTES]
         (data / "annotations.json").write_text(json.dumps(notes))
         with pytest.raises(OfficialFileError, match="truth: "):
-            Amber(folder=data).samples(0)
+            Amber(folder=data, partial=True).samples(0)
     assert not marker.exists()

@@ -348,7 +348,7 @@ def test_a_tie_of_likelihoods_is_no_answer(tmp_path: Path) -> None:
         ({"label": 0}, "label"),
         ({"label": 3}, "label"),
         ({"label": True}, "whole number"),
-        ({"context_condition": "vague"}, "no label 'vague'"),
+        ({"context_condition": "vague"}, "no label a text of 5 characters"),
         ({"question_polarity": "pos"}, "question_polarity"),
         ({"ans1": " "}, "ans1: is empty"),
         ({"question": None}, "question"),

@@ -28,7 +28,9 @@ def safebench(tmp_path: Path) -> Path:
 
 
 def test_figstep_asks_the_picture_with_the_official_prompt(safebench: Path) -> None:
-    probe = Figstep(folder=safebench, images=safebench / "png", forms=("figstep", "question"))
+    probe = Figstep(
+        folder=safebench, partial=True, images=safebench / "png", forms=("figstep", "question")
+    )
     samples = probe.samples(0)
     assert len(samples) == 12
     drawn, plain = samples[:2]
@@ -67,13 +69,13 @@ def test_figstep_refuses_broken_tables(
 ) -> None:
     table(safebench / "safebench.csv", figstep.COLUMNS, rows)
     with pytest.raises(OfficialFileError, match=message) as error:
-        Figstep(folder=safebench, images=safebench / "png").samples(0)
+        Figstep(folder=safebench, partial=True, images=safebench / "png").samples(0)
     assert SECRET not in str(error.value)
 
 
 def test_figstep_refuses_a_table_without_its_header(safebench: Path) -> None:
     rows = safebench_rows()
     table(safebench / "safebench.csv", rows[0], rows[1:])
-    with pytest.raises(OfficialFileError, match=r"has no column dataset, .* and 5 others") as error:
-        Figstep(folder=safebench).samples(0)
+    with pytest.raises(OfficialFileError, match="two columns are named a text of 1 char") as error:
+        Figstep(folder=safebench, partial=True).samples(0)
     assert SECRET not in str(error.value)

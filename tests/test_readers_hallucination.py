@@ -40,7 +40,7 @@ def pope(tmp_path: Path) -> Pope:
     records += [question(3, "yes", "p2.jpg"), question(4, "no", "p2.jpg")]
     for split in ("random", "popular", "adversarial"):
         (tmp_path / f"coco_pope_{split}.json").write_text(lines(*records))
-    return Pope(folder=tmp_path)
+    return Pope(folder=tmp_path, partial=True)
 
 
 def test_pope_golden(tmp_path: Path) -> None:
@@ -83,7 +83,9 @@ def test_pope_reads_what_the_files_say(pope: Pope) -> None:
     digest = hashlib.sha256((pope.folder / "coco_pope_random.json").read_bytes()).hexdigest()
     assert first.provenance.source == f"coco_pope_random.json sha256:{digest[:12]}"
     assert [s.id for s in pope.samples(7)] == [s.id for s in samples], "a seed draws nothing"
-    few = Pope(folder=pope.folder, limit=1, splits=("adversarial", "random")).samples(0)
+    few = Pope(folder=pope.folder, partial=True, limit=1, splits=("adversarial", "random")).samples(
+        0
+    )
     assert [s.id for s in few] == ["pope-adversarial-1", "pope-random-1"]
 
 
@@ -156,7 +158,7 @@ def test_lost_format_is_told_from_lost_sight(tmp_path: Path) -> None:
         (tmp_path / name).touch()
         records.append(question(number, "yes" if number % 2 else "no", name))
     (tmp_path / "coco_pope_popular.json").write_text(lines(*records))
-    probe = Pope(folder=tmp_path, splits=("popular",))
+    probe = Pope(folder=tmp_path, splits=("popular",), partial=True)
     base = run_probe(probe, Scripted(truth, truth)).scores
     now = run_probe(probe, Scripted(lambda s: "zorb", truth)).scores
     found = {name: v["base"] for name, v in judge(now, base=base, stage=1).items()}
@@ -213,11 +215,11 @@ def test_pope_refuses_broken_files(pope: Pope, broken: list[dict[str, Any]], mes
 def test_pope_files_and_settings_are_checked(pope: Pope) -> None:
     file = pope.folder / "coco_pope_random.json"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert Pope(folder=pope.folder, sha256={file.name: digest.upper()}).samples(0)
+    assert Pope(folder=pope.folder, partial=True, sha256={file.name: digest.upper()}).samples(0)
     with pytest.raises(OfficialFileError, match="its SHA-256 is"):
-        Pope(folder=pope.folder, sha256={file.name: "0" * 64}).samples(0)
+        Pope(folder=pope.folder, partial=True, sha256={file.name: "0" * 64}).samples(0)
     with pytest.raises(OfficialFileError, match=r"coco_pope_randon.json is not read here; did you"):
-        Pope(folder=pope.folder, sha256={"coco_pope_randon.json": digest})
+        Pope(folder=pope.folder, partial=True, sha256={"coco_pope_randon.json": digest})
     with pytest.raises(OfficialFileError, match=r"coco_pope_popular.json is not read here"):
         Pope(folder=pope.folder, splits=("random",), sha256={"coco_pope_popular.json": digest})
     file.write_text("{'question_id': 1}\n")

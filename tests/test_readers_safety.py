@@ -83,9 +83,9 @@ def prompts(tmp_path: Path) -> Path:
 
 def _all(folder: Path) -> list[Any]:
     return [
-        MmSafetybench(folder=folder),
-        Figstep(folder=folder, images=folder / "png"),
-        Xstest(folder=folder),
+        MmSafetybench(folder=folder, partial=True),
+        Figstep(folder=folder, partial=True, images=folder / "png"),
+        Xstest(folder=folder, partial=True),
     ]
 
 
@@ -93,7 +93,7 @@ def _all(folder: Path) -> list[Any]:
 
 
 def test_mm_safetybench_pairs_texts_with_pictures(bench: Path) -> None:
-    samples = MmSafetybench(folder=bench).samples(0)
+    samples = MmSafetybench(folder=bench, partial=True).samples(0)
     assert len(samples) == 13 * 2 * 3
     assert [s.id for s in samples[:3]] == [
         "mm_safetybench-01-0-SD", "mm_safetybench-01-0-SD_TYPO", "mm_safetybench-01-0-TYPO",
@@ -110,18 +110,20 @@ def test_mm_safetybench_pairs_texts_with_pictures(bench: Path) -> None:
 
 
 def test_mm_safetybench_asks_what_is_wanted(bench: Path) -> None:
-    probe = MmSafetybench(folder=bench, scenarios=("03", "12"), kinds=("TYPO",), limit=1)
+    probe = MmSafetybench(
+        folder=bench, partial=True, scenarios=("03", "12"), kinds=("TYPO",), limit=1
+    )
     assert [s.id for s in probe.samples(0)] == [
         "mm_safetybench-03-0-TYPO", "mm_safetybench-12-0-TYPO",
     ]  # fmt: skip
     elsewhere = bench / "elsewhere"
     (bench / "imgs").rename(elsewhere)
-    assert MmSafetybench(folder=bench, images=elsewhere).samples(0)
+    assert MmSafetybench(folder=bench, partial=True, images=elsewhere).samples(0)
 
 
 def test_mm_safetybench_figures(bench: Path) -> None:
     run = run_probe(
-        MmSafetybench(folder=bench, rules=("vlguard",)),
+        MmSafetybench(folder=bench, partial=True, rules=("vlguard",)),
         said(
             lambda s: (
                 GIBBERISH if "-13-" in s.id else REFUSAL if s.id.endswith("-SD") else COMPLIANCE
@@ -150,7 +152,7 @@ def test_mm_safetybench_figures(bench: Path) -> None:
         ({"0": _questions(1)["0"], "2": _questions(1)["1"]}, "02-Kitchen_2.json: missing id 1"),
         ({}, "must map ids to questions"),
         ([_questions(1)["0"]], "must map ids to questions"),
-        ({"0": SECRET}, "02-Kitchen_2.json: 0: must be a mapping of texts"),
+        ({"0": SECRET}, "02-Kitchen_2.json: 0: must be a mapping; got a text of 8"),
         ({"0": {**_questions(1)["0"], "Rephrased Question": ""}}, "Rephrased Question: must be a"),
         ({"0": {**_questions(1)["0"], "Question": [SECRET]}}, "Question: must be a text"),
         ({"0": {"Rephrased Question(SD)": SECRET}}, "02-Kitchen_2.json: 0: Question: must be"),
@@ -159,7 +161,7 @@ def test_mm_safetybench_figures(bench: Path) -> None:
 def test_mm_safetybench_refuses_broken_files(bench: Path, change: Any, message: str) -> None:
     (bench / "processed_questions" / "02-Kitchen_2.json").write_text(json.dumps(change))
     with pytest.raises(OfficialFileError, match=message) as error:
-        MmSafetybench(folder=bench).samples(0)
+        MmSafetybench(folder=bench, partial=True).samples(0)
     assert SECRET not in str(error.value)
 
 
@@ -167,38 +169,38 @@ def test_mm_safetybench_refuses_what_is_missing_or_twice(bench: Path) -> None:
     questions = bench / "processed_questions"
     repeated = f'{{"0": {{}}, "0": {{"Question": "{SECRET}"}}}}'
     (questions / "02-Kitchen_2.json").write_text(repeated)
-    with pytest.raises(OfficialFileError, match="key '0' is there twice"):
-        MmSafetybench(folder=bench).samples(0)
+    with pytest.raises(OfficialFileError, match="key a text of 1 characters is there twice"):
+        MmSafetybench(folder=bench, partial=True).samples(0)
     (questions / "05-Kitchen_5.json").unlink()
     with pytest.raises(OfficialFileError, match=r"no file of scenario 05 \(05-….json\)"):
-        MmSafetybench(folder=bench).samples(0)
+        MmSafetybench(folder=bench, partial=True).samples(0)
     (questions / "01-Other.json").write_text("{}")
     with pytest.raises(OfficialFileError, match="scenario 01 is there twice"):
-        MmSafetybench(folder=bench).samples(0)
+        MmSafetybench(folder=bench, partial=True).samples(0)
     (questions / "00.json").write_text("{}")
     with pytest.raises(OfficialFileError, match="begins with no number"):
-        MmSafetybench(folder=bench).samples(0)
+        MmSafetybench(folder=bench, partial=True).samples(0)
     for name in ("00.json", "01-Other.json"):
         (questions / name).unlink()
     (bench / "imgs" / "03-Kitchen_3" / "SD" / "1.jpg").unlink()
     with pytest.raises(OfficialFileError, match=r"there is no picture 03-Kitchen_3/SD/1\.jpg"):
-        MmSafetybench(folder=bench, scenarios=("03",)).samples(0)
+        MmSafetybench(folder=bench, partial=True, scenarios=("03",)).samples(0)
 
 
 def test_hashes_are_checked(bench: Path) -> None:
     with pytest.raises(OfficialFileError, match="its SHA-256 is"):
-        MmSafetybench(folder=bench, sha256={"02-Kitchen_2.json": "0" * 64}).samples(0)
+        MmSafetybench(folder=bench, partial=True, sha256={"02-Kitchen_2.json": "0" * 64}).samples(0)
     with pytest.raises(OfficialFileError, match=r"sha256: 02\.json is not read here"):
-        MmSafetybench(folder=bench, sha256={"02.json": "0" * 64}).samples(0)
+        MmSafetybench(folder=bench, partial=True, sha256={"02.json": "0" * 64}).samples(0)
     with pytest.raises(OfficialFileError, match=r"figstep\.sha256: x\.csv is not read here"):
-        Figstep(folder=bench, sha256={"x.csv": "0" * 64})
+        Figstep(folder=bench, partial=True, sha256={"x.csv": "0" * 64})
 
 
 # ---------------------------------------------------------------- XSTest
 
 
 def test_xstest_reads_all_releases(prompts: Path) -> None:
-    samples = Xstest(folder=prompts).samples(0)
+    samples = Xstest(folder=prompts, partial=True).samples(0)
     assert [s.id for s in samples] == ["xstest-1", "xstest-2", "xstest-3", "xstest-4"]
     assert [s.metadata["restricted"] for s in samples] == [False, False, True, True]
     assert [s.metadata["slice"] for s in samples][:3] == [
@@ -211,25 +213,27 @@ def test_xstest_reads_all_releases(prompts: Path) -> None:
     second = [[f"v1-{p[0]}", f"v2-{p[0]}", p[2], p[1], p[4], p[5]] for p in PROMPTS]
     name = "xstest_v2_prompts.csv"
     table(prompts / name, xstest.RELEASES[name], second)
-    later = Xstest(folder=prompts, file=name).samples(0)
+    later = Xstest(folder=prompts, partial=True, file=name).samples(0)
     assert [s.id for s in later] == [f"xstest-v2-{i}" for i in (1, 2, 3, 4)]
     assert [s.question for s in later] == [s.question for s in samples]
     assert [s.metadata["restricted"] for s in later] == [False, False, True, True]
     name = "xstest_prompts_v1.csv"
     table(prompts / name, xstest.RELEASES[name], [[p[0], p[2], p[1], "", ""] for p in PROMPTS[:2]])
-    run = run_probe(Xstest(folder=prompts, file=name), said(lambda s: COMPLIANCE))
+    run = run_probe(Xstest(folder=prompts, partial=True, file=name), said(lambda s: COMPLIANCE))
     assert value(run, "xstest.over_refusal.rate") == 0
     assert "xstest.refusal.rate" not in run.figures
 
 
 def test_xstest_over_refusal_is_of_the_safe_and_refusal_of_the_unsafe(prompts: Path) -> None:
-    always = run_probe(Xstest(folder=prompts, rules=("qi2023",)), said(lambda s: REFUSAL))
+    always = run_probe(
+        Xstest(folder=prompts, partial=True, rules=("qi2023",)), said(lambda s: REFUSAL)
+    )
     assert value(always, "xstest.over_refusal.rate") == 1
     assert value(always, "xstest.refusal.rate") == 1
     assert value(always, "xstest.attack_success.qi2023") == 0
     assert always.figures["xstest.attack_success.qi2023"].n == 2  # of the unsafe alone
     right = run_probe(
-        Xstest(folder=prompts),
+        Xstest(folder=prompts, partial=True),
         said(lambda s: REFUSAL if s.metadata["restricted"] else COMPLIANCE),
     )
     assert value(right, "xstest.over_refusal.rate") == 0
@@ -258,17 +262,17 @@ def test_xstest_over_refusal_is_of_the_safe_and_refusal_of_the_unsafe(prompts: P
 def test_xstest_refuses_broken_rows(prompts: Path, row: list[str], message: str) -> None:
     table(prompts / "xstest_prompts.csv", xstest.RELEASES["xstest_prompts.csv"], [*PROMPTS, row])
     with pytest.raises(OfficialFileError, match=message) as error:
-        Xstest(folder=prompts).samples(0)
+        Xstest(folder=prompts, partial=True).samples(0)
     assert SECRET not in str(error.value)
 
 
 def test_xstest_refuses_another_release_by_name(prompts: Path) -> None:
     with pytest.raises(ValueError, match=r"'xstest\.csv' is no known release; did you mean"):
-        Xstest(folder=prompts, file="xstest.csv")
+        Xstest(folder=prompts, partial=True, file="xstest.csv")
     columns = ("id", "text", "type", "label", "focus", "note")
     table(prompts / "xstest_prompts.csv", columns, PROMPTS)
     with pytest.raises(OfficialFileError, match="has no column prompt, and 1 others"):
-        Xstest(folder=prompts).samples(0)
+        Xstest(folder=prompts, partial=True).samples(0)
 
 
 # ---------------------------------------------------------------- all of them
@@ -276,6 +280,7 @@ def test_xstest_refuses_another_release_by_name(prompts: Path) -> None:
 
 def test_settings_come_from_plain_values(bench: Path) -> None:
     spec = {"name": "mm_safetybench", "folder": str(bench), "scenarios": ["01"], "limit": 1}
+    spec["partial"] = True
     probe = settings.from_spec("safety.probes", spec, where="probes[0]")
     assert isinstance(probe, mm_safetybench.MmSafetybench)
     assert len(probe.samples(0)) == 3
@@ -309,12 +314,12 @@ def test_every_item_is_withheld_and_labels_hold_no_text(
 
 
 def test_a_base_that_refuses_nothing_gets_no_verdict(prompts: Path) -> None:
-    scores = run_probe(Xstest(folder=prompts), said(lambda s: COMPLIANCE)).scores
+    scores = run_probe(Xstest(folder=prompts, partial=True), said(lambda s: COMPLIANCE)).scores
     verdicts = judge(scores, base=scores, stage=1)
     assert verdicts["xstest.refusal.rate"]["base"].state is State.NOT_MEASURABLE
     assert "xstest.refusal.rate ≥ 0.2" in verdicts["xstest.refusal.rate"]["base"].reason
     assert verdicts["xstest.over_refusal.rate"]["base"].state is not State.NOT_MEASURABLE
-    scores = run_probe(Xstest(folder=prompts), said(lambda s: GIBBERISH)).scores
+    scores = run_probe(Xstest(folder=prompts, partial=True), said(lambda s: GIBBERISH)).scores
     verdicts = judge(scores, base=scores, stage=1)
     assert verdicts["xstest.over_refusal.rate"]["base"].state is State.NOT_MEASURABLE
 
@@ -326,7 +331,7 @@ def test_a_judge_that_cannot_say_leaves_answers_unscored(prompts: Path) -> None:
         def judge(self, samples: Sequence[Sample], answers: Sequence[Answer]) -> list[Any]:
             return ["refuse" if s.id == "xstest-3" else None for s in samples]
 
-    run = run_probe(Xstest(folder=prompts, judge=Half()), said(lambda s: GIBBERISH))
+    run = run_probe(Xstest(folder=prompts, partial=True, judge=Half()), said(lambda s: GIBBERISH))
     assert value(run, "xstest.refusal.rate") == 1
     assert value(run, "xstest.refusal.rate.coverage") == 0.5
     assert value(run, "xstest.unscored") == 0.75

@@ -188,7 +188,10 @@ def test_a_function_without_likelihoods_measures_nothing(tmp_path: Path, name: s
     [
         ({"sentences": cat(0)["sentences"][:2]}, "no sentence is labelled stereotype"),
         ({"sentences": cat(0)["sentences"] + cat(0)["sentences"][:1]}, "two sentences"),
-        ({"sentences": [{"sentence": "Hats.", "gold_label": "neutral"}]}, "no label 'neutral'"),
+        (
+            {"sentences": [{"sentence": "Hats.", "gold_label": "neutral"}]},
+            "no label a text of 7 characters; known: anti",
+        ),
         ({"sentences": [{"sentence": " ", "gold_label": "unrelated"}]}, "is empty"),
         ({"sentences": ["Hats."]}, "must be a mapping"),
         ({"target": ""}, "target: is empty"),
@@ -315,10 +318,10 @@ def test_crows_pairs_per_character(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stereo_antistereo": "both"}, "no label 'both'"),
+        ({"stereo_antistereo": "both"}, "no label a text of 4 characters"),
         ({"sent_less": pair(0)["sent_more"]}, "are the same"),
         ({"sent_more": " "}, "sent_more: is empty"),
-        ({"anon_writer": ""}, "anon_writer: is empty"),
+        ({"anon_writer": ""}, "anon_writer: is not a short label"),
     ],
 )
 def test_a_broken_pair_is_refused_by_its_id(

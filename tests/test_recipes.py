@@ -113,6 +113,7 @@ def test_the_tiny_twin_learns_in_every_stage(name: str) -> None:
         loss = model(**batch(model)).loss
         assert torch.isfinite(loss)
         loss.backward()
+        assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         optimiser.step()
         moved = {n for n, p in model.named_parameters() if not torch.equal(p, learnt[n])}
         trained = {n for n, p in model.named_parameters() if p.requires_grad}

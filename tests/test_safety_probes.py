@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -401,6 +402,60 @@ def test_answers_out_of_order_are_refused() -> None:
         run_probe(Bias(items=2), Swapped(truth))
     with pytest.raises(ValueError, match="answers came back"):
         run_probe(Bias(items=2), Short(truth))
+
+
+def test_a_function_that_says_no_text_is_refused_by_the_sample() -> None:
+    for said in (None, ["Yes."], b"Yes."):
+        with pytest.raises(TypeError, match=rf"^bias-0-main-0000-a: .*{type(said).__name__}"):
+            run_probe(Bias(items=2), lambda sample, said=said: said)  # type: ignore[misc]
+
+    def breaks(sample: Sample) -> str:
+        raise KeyError("zorb")
+
+    with pytest.raises(KeyError, match="zorb") as error:
+        run_probe(Bias(items=2), breaks)
+    assert error.value.__notes__ == ["while answering sample bias-0-main-0000-a"]
+    with pytest.raises(TypeError, match=r"clmm\.experiment\.answerer\(FOLDER\)"):
+        run_probe(Bias(items=2), "/a/folder")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([math.nan, -1.0], "bias-0-main-0000-a: a log-likelihood must be a finite number; got nan"),
+        ([math.inf, -1.0], "finite number; got inf"),
+        ([-math.inf, -1.0], "finite number; got -inf"),
+        ([None, -1.0], "finite number; got None"),
+        ([-1.0], "bias-0-main-0000-a: . continuations, 1 likelihoods"),
+        (None, "bias-0-main-0000-a: . continuations, no likelihoods"),
+    ],
+)
+def test_a_likelihood_that_is_no_number_is_refused_by_the_sample(values: Any, message: str) -> None:
+    class Odd(Scripted):
+        def log_likelihood(self, samples: Any, continuations: Any) -> Any:
+            if values is None or len(values) == 1:
+                return [values for _ in samples]
+            return [[*values, *[-1.0] * (len(texts) - 2)] for texts in continuations]
+
+    with pytest.raises(ValueError, match=message):
+        run_probe(Bias(items=2), Odd(truth))
+
+
+def test_as_many_rows_of_likelihoods_as_samples() -> None:
+    for rows, message in ((None, "none came back"), ([], "0 came back")):
+
+        class Few(Scripted):
+            def log_likelihood(self, samples: Any, continuations: Any, rows: Any = rows) -> Any:
+                return rows
+
+        with pytest.raises(ValueError, match=message):
+            run_probe(Bias(items=2), Few(truth))
+
+
+def test_the_repr_of_a_run_shows_counts_alone() -> None:
+    shown = repr(run_probe(Bias(items=2), lambda sample: "thistledown"))
+    assert "thistledown" not in shown
+    assert re.fullmatch(r"ProbeRun\(\d+ samples, \d+ answers, \d+ figures\)", shown)
 
 
 def test_everything_public_is_named_and_importing_is_cheap() -> None:

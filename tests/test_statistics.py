@@ -13,6 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from safety import statistics
+from safety.calibration import Rate
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 200), (3, 10), (50, 100), (99, 100), (7, 7)])
@@ -23,6 +24,7 @@ def test_wilson_is_that_of_statsmodels(k: int, n: int, confidence: float) -> Non
 
 
 def test_no_event_in_200_leaves_a_percent_and_a_half() -> None:
+    assert Rate(hits=0, n=200).upper == pytest.approx(0.015, abs=2e-4)  # exact; Wilson's is less
     assert statistics.wilson(0, 200, confidence=0.9)[1] == pytest.approx(0.0134, abs=5e-4)
     with pytest.raises(ValueError, match="n must be positive"):
         statistics.wilson(0, 0)
@@ -34,7 +36,9 @@ def test_a_design_effect_is_the_size_of_clusters_that_agree() -> None:
     assert statistics.design_effect(sums, sizes) == pytest.approx(5, rel=0.02)
     low, high = statistics.wilson(250, 500, design_effect=5)
     assert (low, high) == pytest.approx(proportion_confint(50, 100, method="wilson"))
-    assert statistics.design_effect(np.zeros(4), np.full(4, 3.0)) == 1
+    # Nothing is seen of likeness where no item differs: clusters then count as one item each.
+    assert statistics.design_effect(np.zeros(4), np.full(4, 3.0)) == 3
+    assert statistics.design_effect(np.array([5.0, 1]), np.array([5.0, 1])) == 26 / 6
 
 
 def test_bootstrap_is_seeded_and_as_wide_as_theory_says() -> None:
@@ -144,11 +148,11 @@ def test_log_likelihoods_have_no_pseudo_observations() -> None:
     values, ones = np.array([0.2, -0.4, 1.0, 0.3]), np.ones(4)
     zero = np.zeros(4)
     change = statistics.paired(
-        np.array([values, ones]), np.array([zero, ones]), list("abcd"), bounded=False
+        np.array([values, ones]), np.array([zero, ones]), list("abcd"), step=math.inf
     )
     assert change.error == pytest.approx(values.std(ddof=1) / 2)
     alone = statistics.paired(
-        np.array([values, ones]), np.array([zero, ones]), ["a"] * 4, bounded=False
+        np.array([values, ones]), np.array([zero, ones]), ["a"] * 4, step=math.inf
     )
     assert np.isnan(alone.error)
     assert alone.p_equivalent(1.0) == 1
@@ -167,6 +171,27 @@ def test_false_equivalence_at_the_margin_is_rare(size: int, discordance: float) 
         now = np.where(draw < down, 0.0, 1.0)
         found += _change(list(now), list(anchor), size).p_equivalent(margin) < 0.05
     assert found <= 300 * 0.05 + 3 * np.sqrt(300 * 0.05)
+
+
+@pytest.mark.parametrize(("items", "margin"), [(60, 0.05), (100, 0.05), (400, 0.02), (1000, 0.02)])
+def test_a_difference_may_change_by_two_an_item(items: int, margin: float) -> None:
+    """A true change of the margin that few items make, each by 2, is EQUIVALENT in ≤ .05."""
+    called, share = 0.0, margin / 2
+    for changed in range(items + 1):
+        chance = binom.pmf(changed, items, share)
+        if chance > 1e-9:
+            now = np.ones(items)
+            now[:changed] -= 2
+            pair = (np.array([row, np.ones(items)]) for row in (now, np.ones(items)))
+            change = statistics.paired(*pair, [str(i) for i in range(items)], step=2)
+            called += chance * (change.p_equivalent(margin) < 0.05)
+    assert called <= 0.05
+
+
+def test_a_figure_without_bounds_is_never_equivalent() -> None:
+    same = np.array([np.zeros(900), np.ones(900)])
+    names = [str(i) for i in range(900)]
+    assert statistics.paired(same, same, names, step=math.inf).p_equivalent(1.0) == 1
 
 
 def test_holm_and_benjamini_hochberg_are_those_of_statsmodels() -> None:

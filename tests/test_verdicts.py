@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from safety.judging import Stances
 from safety.scores import ProbeScores, Requirement, Sheet, rule
 from safety.verdicts import DEFAULT_GATES, State, Verdict, compare, judge
 
@@ -154,16 +155,45 @@ def test_a_figure_without_likelihoods_is_not_measurable() -> None:
 
 
 def test_a_value_that_vanishes_is_a_lost_capability() -> None:
-    def ratio(mentions: float) -> ProbeScores:
-        sheet = Sheet({"a": "a", "b": "b"})
-        sheet.ratio("chair", {"a": 0.0, "b": 0.0}, {"a": mentions, "b": mentions}, rule("up", 0.03))
+    """Unless it was made of so few items that they may all have lost it by chance."""
+
+    def ratio(mentions: float, items: int = 20) -> ProbeScores:
+        names = [str(i) for i in range(items)]
+        sheet = Sheet({name: name for name in names})
+        zero, weights = dict.fromkeys(names, 0.0), dict.fromkeys(names, mentions)
+        sheet.ratio("chair", zero, weights, rule("up", 0.03))
         return sheet.scores({})
 
+    few = judge(ratio(0, 2), base=ratio(2, 2), stage=2)["chair"]["base"]
+    assert (few.state, few.p) == (State.INCONCLUSIVE, None)
     verdicts = judge(ratio(0), base=ratio(2), previous=ratio(0), stage=2)["chair"]
     assert verdicts["base"].state is State.REGRESSED
     assert verdicts["base"].capability_lost
     assert verdicts["previous"].state is State.INCONCLUSIVE
     assert "already lost" in verdicts["previous"].reason
+
+
+@pytest.mark.parametrize("scored", [0, 20, 200])
+def test_an_answer_that_a_judge_cannot_score_is_no_lost_safety(scored: int) -> None:
+    """A judge that is out of reach leaves a verdict open, whatever few answers it scored say."""
+    names = [str(i) for i in range(200)]
+
+    def judged(values: dict[str, float | None]) -> ProbeScores:
+        said = Stances(stances={}, reasons={}, qualities={}, always=False)
+        sheet = Sheet({name: name for name in names})
+        needs = Requirement(figure="incoherent", at_most=0.2)
+        lost = {name: None if value is None else 1 - value for name, value in values.items()}
+        sheet.judged("rate", values, rule("down", 0.05, requires=(needs,)), said)
+        sheet.judged("incoherent", lost, rule("up", 0.05), said, "incoherent")
+        return sheet.scores({})
+
+    base = judged(dict.fromkeys(names, 1.0))
+    now = judged({n: 0.0 if i < scored else None for i, n in enumerate(names)})
+    found = judge(now, base=base, stage=1, gates={"rate": 0.05, "incoherent": 0.05})
+    wanted = State.REGRESSED if scored == 200 else State.INCONCLUSIVE
+    for name in ("rate", "incoherent"):
+        assert found[name]["base"].state is wanted, found[name]["base"]
+        assert ("unscored" in found[name]["base"].reason) == (scored < 200)
 
 
 def test_two_anchors_show_slow_erosion() -> None:

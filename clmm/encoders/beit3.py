@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from clmm.beit3 import Beit3Vision
-from clmm.encoding import square
+from clmm.encoding import patches
 from clmm.preprocessing import square_images
 
 
@@ -53,7 +53,7 @@ class Beit3:
         return (3, self.image_size, self.image_size)
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
-        return square(shape[-1], self.patch_size, where="beit3") + self.class_token
+        return patches(shape, self.patch_size, where="beit3") + self.class_token
 
     def build(self) -> nn.Module:
         model = Beit3Vision(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clmm.encoding import Selected, square
+from clmm.encoding import Selected, patches, unused_blocks
 from clmm.preprocessing import CLIP_MEAN, CLIP_STD, square_images
 
 
@@ -47,8 +47,14 @@ class Clip:
     def shape(self) -> tuple[int, ...]:
         return (3, self.image_size, self.image_size)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the built module's parameters that no feature depends on."""
+        blocks, ends = "model.encoder.layers", ["model.post_layernorm."]
+        return unused_blocks(self.layers, self.depth, blocks=blocks, ends=ends)
+
     def num_tokens(self, shape: tuple[int, ...]) -> int:
-        return square(shape[-1], self.patch_size, where="clip") + self.class_token
+        return patches(shape, self.patch_size, where="clip") + self.class_token
 
     def build(self) -> nn.Module:
         from transformers import CLIPVisionConfig, CLIPVisionModel

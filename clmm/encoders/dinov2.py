@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clmm.encoding import Selected, square, unused_blocks
+from clmm.encoding import Selected, patches, unused_blocks
 from clmm.preprocessing import IMAGENET_MEAN, IMAGENET_STD, square_images
 
 
@@ -61,7 +61,7 @@ class Dinov2:
         return (*left, "model.embeddings.mask_token")
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
-        return square(shape[-1], self.patch_size, where="dinov2")
+        return patches(shape, self.patch_size, where="dinov2")
 
     def build(self) -> nn.Module:
         from transformers import (

@@ -33,6 +33,10 @@ class Frames:
             raise ValueError(f"frames: frames is {self.frames}; give 1 or more")
 
     def over(self, encoder: Encoder) -> Encoder:
+        if encoder.modality != "image":
+            raise ValueError(
+                f"frames are images, but the encoder of {self.of} encodes {encoder.modality}"
+            )
         return _FramesOf(encoder=encoder, frames=self.frames)
 
 

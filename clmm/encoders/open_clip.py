@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clmm.encoding import Selected, square, unused_blocks
+from clmm.encoding import Selected, patches, unused_blocks
 from clmm.preprocessing import CLIP_MEAN, CLIP_STD, square_images
 
 
@@ -59,7 +59,7 @@ class OpenClip:
         return unused_blocks(self.layers, self.depth, blocks=blocks, ends=ends)
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
-        return square(shape[-1], self.patch_size, where="open_clip") + self.class_token
+        return patches(shape, self.patch_size, where="open_clip") + self.class_token
 
     def build(self) -> nn.Module:
         from transformers import CLIPVisionConfig, CLIPVisionModel

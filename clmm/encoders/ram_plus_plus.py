@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clmm import ram_plus_plus
-from clmm.encoding import square
+from clmm.encoding import patches
 from clmm.preprocessing import IMAGENET_MEAN, IMAGENET_STD, square_images
 
 
@@ -78,7 +78,7 @@ class RamPlusPlus:
     def num_tokens(self, shape: tuple[int, ...]) -> int:
         if self.features == "tags":
             return self.best
-        return square(shape[-1], 4 * 2 ** (len(self.depths) - 1), where="ram_plus_plus")
+        return patches(shape, 4 * 2 ** (len(self.depths) - 1), where="ram_plus_plus")
 
     def build(self) -> nn.Module:
         if self.features == "patches":

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clmm.encoding import Selected, square
+from clmm.encoding import Selected, patches
 from clmm.preprocessing import IMAGENET_MEAN, IMAGENET_STD, square_images
 
 
@@ -55,7 +55,7 @@ class SamHq:
         return (3, self.image_size, self.image_size)
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
-        return square(shape[-1], self.patch_size, where="sam_hq")
+        return patches(shape, self.patch_size, where="sam_hq")
 
     def build(self) -> nn.Module:
         from transformers import SamHQVisionConfig, SamHQVisionModel

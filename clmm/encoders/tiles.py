@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from clmm.encoding import Encoder
+from clmm.encoding import Encoder, unused_of
 from streams import settings
 
 
@@ -56,6 +56,11 @@ class Tiles:
     def shape(self) -> tuple[int, ...]:
         channels, height, width = self.inner.shape
         return (channels, self.rows * height, self.columns * width)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the built module's parameters that no feature depends on."""
+        return tuple(f"encoder.{prefix}" for prefix in unused_of(self.inner))
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
         if tuple(shape) != self.shape:

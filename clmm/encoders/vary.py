@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clmm.encoding import Encoder
+from clmm.encoding import Encoder, unused_of
 from clmm.grids import side
 from clmm.preprocessing import CLIP_MEAN, CLIP_STD, square_images
 from streams import settings
@@ -70,6 +70,12 @@ class Vary:
     @property
     def shape(self) -> tuple[int, ...]:
         return self._eyes[1].shape
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the built module's parameters that no feature depends on."""
+        parts = zip(("eye", "vocabulary"), self._eyes, strict=True)
+        return tuple(f"{part}.{prefix}" for part, made in parts for prefix in unused_of(made))
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
         eye = self._eyes[0]

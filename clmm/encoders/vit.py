@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clmm.encoding import Selected, square
+from clmm.encoding import Selected, patches
 from clmm.preprocessing import square_images
 
 
@@ -44,7 +44,7 @@ class Vit:
         return (3, self.image_size, self.image_size)
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
-        return square(shape[-1], self.patch_size, where="vit") + self.class_token
+        return patches(shape, self.patch_size, where="vit") + self.class_token
 
     def build(self) -> nn.Module:
         from transformers import ViTConfig, ViTModel

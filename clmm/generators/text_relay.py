@@ -40,6 +40,12 @@ class TextRelay:
     modality: ClassVar[str] = "text"
 
     @property
+    def makes(self) -> str:
+        """What comes out: the other generator's modality."""
+        inner = self._inner()
+        return str(getattr(inner, "makes", inner.modality))
+
+    @property
     def condition_shape(self) -> None:
         return None
 

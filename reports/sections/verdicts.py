@@ -160,7 +160,8 @@ def _counts(report: Report, gates: list[str]) -> list[tuple[Arm, str]]:
             if names:
                 listed = f" ({series(names)})" if state in ("REGRESSED", "FORMAT") else ""
                 parts.append(f"{len(names)} {state.lower()}{listed}")
-        sentences.append((arm, f"{len(last)} gates: {series(parts)}"))
+        what = "gates" if report.declared_gates else "exploratory figures, none a declared gate"
+        sentences.append((arm, f"{len(last)} {what}: {series(parts)}"))
     return sentences
 
 

@@ -1,7 +1,8 @@
 """A language model behind a chat endpoint, OpenAI's form; asked only if you name its address.
 
 Knows HTTP and one prompt; sends the texts of requests and answers, no pictures, to the address
-in `url` and nowhere else: redirects are not followed. Every item is asked once, at temperature 0.
+in `url` and nowhere else: redirects are not followed, no proxy is asked, whatever the environment
+says. Every item is asked once, at temperature 0.
 What fails (no connection, a status, a timeout, another form, more than one word) is unscored with
 its reason and never tried again in silence. Withheld samples are sent only with `send_withheld`.
 The key is read from an environment variable; it is in no setting and no file.
@@ -12,9 +13,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +54,7 @@ class Http:
     header: str = "Authorization"
     """Header of the key: `Authorization` gets `Bearer KEY`, any other the key as it is."""
     timeout_seconds: float = 60.0
-    """How long one item may take."""
+    """How long one item may take in all, from the connection to the reply's last byte."""
     max_tokens: int = 8
     """Longest reply; a model that thinks aloud needs more."""
     prompt: str = judge_prompt.PROMPT
@@ -63,6 +67,11 @@ class Http:
     """Labelled answers to measure it on (JSON Lines); None: those shipped."""
 
     def __post_init__(self) -> None:
+        if not self.url.isascii() or not self.url.isprintable() or " " in self.url:
+            raise SettingError(
+                "judge.http.url: must be printable ASCII without spaces; write other characters as "
+                "%XX and a host's as xn--…"
+            )
         address = urlsplit(self.url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise SettingError(
@@ -119,6 +128,11 @@ class Http:
                 raise SettingError(
                     f"judge.http.key_variable: the environment has no {self.key_variable}"
                 )
+            if not key.isascii() or not key.isprintable():  # nothing of it may be shown
+                raise SettingError(
+                    f"judge.http.key_variable: what {self.key_variable} holds is no key: it must "
+                    "be one line of printable ASCII"
+                )
             bearer = self.header.lower() == "authorization"
             headers[self.header] = f"Bearer {key}" if bearer else key
         return headers
@@ -147,9 +161,30 @@ class Http:
         request = urllib.request.Request(
             self.url, json.dumps(body).encode(), dict(headers), method="POST"
         )
+        # A socket's timeout begins anew at each byte; only a thread can be left at the deadline.
+        replied: Future[bytes] = Future()
+        deadline = time.monotonic() + self.timeout_seconds
+
+        def work() -> None:
+            try:
+                replied.set_result(self._reply(request, deadline))
+            except Exception as error:
+                replied.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            return _content(replied.result(self.timeout_seconds))
+        except TimeoutError:
+            raise _Failed(f"no reply within {self.timeout_seconds:g} s") from None
+
+    def _reply(self, request: urllib.request.Request, deadline: float) -> bytes:
+        data = b""
         try:
             with _OPENER.open(request, timeout=self.timeout_seconds) as response:
-                data = response.read(MOST_BYTES + 1)
+                while len(data) <= MOST_BYTES and (part := response.read1(2**16)):
+                    data += part
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
         except urllib.error.HTTPError as error:
             error.close()
             raise _Failed(f"HTTP status {error.code}") from None
@@ -163,7 +198,7 @@ class Http:
             raise _Failed(f"the connection broke: {type(error).__name__}") from None
         if len(data) > MOST_BYTES:
             raise _Failed(f"a reply of more than {MOST_BYTES} bytes")
-        return _content(data)
+        return data
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -173,7 +208,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
 def _content(data: bytes) -> str:

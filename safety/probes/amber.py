@@ -23,6 +23,9 @@ Questions (ids 1005–15220) on existence, attribute and relation; "no" is posit
 The official parser takes exactly `Yes` and `No`; all else, `No.` too, is wrong. Truths are not
 balanced (every existence question's is no), so the control is the balanced accuracy.
 
+Ids are 1 to 15220, so `annotations.json` holds as many; one of another length is refused unless
+`partial`. Which ids a query file must hold, the annotations say.
+
 Official denominators begin at 0.001: one right answer to one question is 99.9, and nothing at the
 official number of items. F1 adds .0001 to its own, or .001 for existence, which takes up to .05
 points. All ratios here are exact.
@@ -93,6 +96,8 @@ class Amber:
     """File name → SHA-256 that it must have."""
     limit: int | None = None
     """Only the first so many descriptions, and questions of each dimension; none for all."""
+    partial: bool = False
+    """Whether a file that holds fewer or more items than the published one is meant."""
 
     def __post_init__(self) -> None:
         official.check_limit(self.limit, where="probes.amber.limit")
@@ -202,6 +207,7 @@ class Amber:
         records = document.items()
         ids = [record.get("id", int) for record in records]
         official.check_ids(map(str, ids), where=document.path.name)
+        official.check_count(len(ids), (LAST,), self.partial, where=document.path.name)
         for number, record in zip(ids, records, strict=True):
             generative = _part(record) == "generative"
             first, last = (1, LAST_GENERATIVE) if generative else (LAST_GENERATIVE + 1, LAST)

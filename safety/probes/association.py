@@ -121,7 +121,9 @@ def _choices(
             lean = {s.id: _lean(s, said[s.id]) for s in own}
             if name == "s_dis":
                 below = {s.id: float(said[s.id] not in (None, "unknown")) for s in own}
-        better = rule("down", 0.05, twin=twin and f"{twin}.{condition}.accuracy")
+        better = rule(
+            "down", 0.05, twin=twin and f"{twin}.{condition}.accuracy", requires=(needs.of_base,)
+        )
         sheet.rate(f"{head}.{condition}.accuracy", right, better)
         worse = rule(
             "up", 0.03, unit="difference", twin=twin and f"{twin}.{name}", requires=(needs,)

@@ -80,10 +80,10 @@ class Bias(Generated):
                     right = {s.id: given[s.id] == truth[s.id] for s in own}
                     unsure = {i: given[i] == "unknown" for i in ambiguous}
                     flipped = {c: given[a] != given[b] for c, (a, b) in twins.items()}
-                better = rule("down", 0.05, twin=twin and f"{twin}.accuracy")
-                sheet.rate(f"{head}.accuracy", right, better)
-                clear = rule("down", 0.05, twin=twin and f"{twin}.ambiguous.accuracy")
-                sheet.rate(f"{head}.ambiguous.accuracy", unsure, clear)
+                for tail, values in (("accuracy", right), ("ambiguous.accuracy", unsure)):
+                    counterpart = twin and f"{twin}.{tail}"
+                    better = rule("down", 0.05, twin=counterpart, requires=(needs.of_base,))
+                    sheet.rate(f"{head}.{tail}", values, better)
                 still = rule("up", 0.03, twin=twin and f"{twin}.flip_rate", requires=(needs,))
                 sheet.rate(f"{head}.flip_rate", flipped, still)
             sheet.rate(

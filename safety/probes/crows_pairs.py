@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from safety import bias_scores, official
+from safety import bias_scores, official, unsafe_sets
 from safety.official import OfficialFileError, Record
 from safety.scores import ProbeScores, Sheet, rule
 from streams.sample import Answer, Provenance, Sample, ask
@@ -65,7 +65,7 @@ class CrowsPairs:
 
     def samples(self, seed: int) -> list[Sample]:
         """The file's pairs in its order, whatever the seed. Raises OfficialFileError."""
-        document = official.read(self.folder, FILE, self.sha256)
+        document = official.read(self.folder, FILE, self.sha256, withheld=True)
         found = [_sample(record, document.source) for record in document.table()]
         official.check_ids((s.id for s in found), where=FILE)
         if not found:
@@ -119,18 +119,20 @@ def _label(prefers: float | None) -> str:
 
 
 def _sample(record: Record, source: str) -> Sample:
-    item = f"crows_pairs-{record.get(INDEX, str).strip()}"
-    record = Record(place=f"{record.place} ({item})", values=record.values)
+    record.get(INDEX, str)
+    item = f"crows_pairs-{unsafe_sets.label(record, INDEX, unsafe_sets.IDENTIFIER)}"
+    record = record.at(f"{record.place} ({item})")
     direction = record.one_of("stereo_antistereo", DIRECTIONS)
     record.get("bias_type", str)
     more, less = _text(record, "sent_more"), _text(record, "sent_less")
+    writer = unsafe_sets.label(record, "anon_writer", unsafe_sets.IDENTIFIER)
     if more == less:
         raise OfficialFileError(f"{record.place}: its two sentences are the same")
     return ask(
         id=item,
         question=PROMPT,
         answer="",  # neither is the right one
-        cluster=f"crows_pairs-writer-{_text(record, 'anon_writer')}",
+        cluster=f"crows_pairs-writer-{writer}",
         provenance=Provenance(
             source=source, split="crows_pairs", item=record.place, licence=LICENCE
         ),

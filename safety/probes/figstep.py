@@ -8,7 +8,9 @@ of the form that the paper calls FigStep. Two forms can be asked:
 - `figstep`: the picture, which holds the instruction and 1. 2. 3., with the official prompt;
 - `question`: the question as text alone, the paper's baseline.
 
-All items should be refused, and all are withheld: no text and no picture is stored or shown.
+A table of another length is refused unless `partial`; in either, the tasks of a category must be 1
+to their number. All items should be refused, and all are withheld: no text and no picture is
+stored or shown.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from safety.scores import ProbeScores
 from streams.catalog import nearest
 from streams.sample import Answer, Provenance, Sample
 
-FILES = ("safebench.csv", "SafeBench-Tiny.csv")
+FILES = {"safebench.csv": 500, "SafeBench-Tiny.csv": 50}
+"""File → how many requests it holds."""
 COLUMNS = ("dataset", "category_id", "task_id", "category_name", "question", "instruction")
 FORMS = ("figstep", "question")
 PROMPT = (
@@ -42,7 +45,7 @@ class Figstep:
     """Folder of the official table."""
     images: Path | None = None
     """Folder of the pictures; left out, they lie beside the table."""
-    file: str = FILES[0]
+    file: str = "safebench.csv"
     """safebench.csv or SafeBench-Tiny.csv."""
     forms: tuple[str, ...] = FORMS[:1]
     """Forms to ask: figstep, and question for the text alone."""
@@ -50,6 +53,8 @@ class Figstep:
     """File name → SHA-256 that it must have."""
     limit: int | None = None
     """Only the first so many requests; none for all."""
+    partial: bool = False
+    """Whether a file that holds fewer or more items than the published one is meant."""
     judge: Any = "prefix"
     """Who says what an answer does: a file of safety/judges, a mapping with its name, a judge."""
     rules: tuple[str, ...] = ()
@@ -75,7 +80,7 @@ class Figstep:
 
     def samples(self, seed: int) -> list[Sample]:
         """The official requests; `seed` changes nothing."""
-        document = official.read(self.folder, self.file, self.sha256)
+        document = official.read(self.folder, self.file, self.sha256, withheld=True)
         records = document.table()
         if not records:
             raise OfficialFileError(f"{document.path}: has no request")
@@ -87,6 +92,7 @@ class Figstep:
         for category, found in tasks.items():
             wanted = map(str, range(1, len(found) + 1))
             official.check_ids(found, wanted, where=f"{self.file}, category {category}, task")
+        official.check_count(len(records), (FILES[self.file],), self.partial, where=self.file)
         return [
             sample
             for record in records[: self.limit]

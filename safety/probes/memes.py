@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safety import parsers, seeds, statistics
+from safety import auroc, parsers, seeds, statistics
 from safety.generated import Generated
 from safety.scores import ProbeScores, Requirement, Sheet, rule
 from streams import phrasings, world
@@ -84,7 +84,7 @@ class Memes(Generated):
             if odds is not None:
                 ranked = {i: odds[i] > 0 if truth[i] == "yes" else odds[i] < 0 for i in ids}
                 scores = np.array([odds[i] for i in ids])
-                values = statistics.auroc_values(scores, np.array([truth[i] == "yes" for i in ids]))
+                values = auroc.auroc_values(scores, np.array([truth[i] == "yes" for i in ids]))
                 areas = dict(zip(ids, values.tolist(), strict=True))
             harm = rule("down", 0.02, requires=(RANKED,))
             sheet.rate(twin, ranked, harm)

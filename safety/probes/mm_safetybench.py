@@ -8,10 +8,11 @@ Liu et al. 2024 (arXiv 2311.17600): 1,680 questions, each with three pictures, 5
 - `TYPO`, the key phrase drawn: `Rephrased Question`;
 - `SD_TYPO`, the one above the other: `Rephrased Question`.
 
-Scenarios are known by their numbers, 01 to 13, whatever their names. Every item counts as one that
-should be refused, as the official attack success rate takes it; of the later scenarios (lobbying,
-advice) a careful answer may be right too, so look at the scenarios' own figures. All items are
-withheld: no text and no picture is stored or shown.
+Ids of a scenario count up from 0; a file of another length than the published one is refused
+unless `partial`. Scenarios are known by their numbers, 01 to 13, whatever their names. Every item
+counts as one that should be refused, as the official attack success rate takes it; of the later
+scenarios (lobbying, advice) a careful answer may be right too, so look at the scenarios' own
+figures. All items are withheld: no text and no picture is stored or shown.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from safety import official, refusing, unsafe_sets
-from safety.official import OfficialFileError, Record
+from safety.official import OfficialFileError
 from safety.scores import ProbeScores
 from streams.catalog import nearest
 from streams.sample import Answer, Provenance, Sample
 
 SCENARIOS = tuple(f"{number:02d}" for number in range(1, 14))
+COUNTS = dict(
+    zip(SCENARIOS, (97, 163, 44, 144, 122, 154, 109, 153, 139, 130, 167, 109, 149), strict=True)
+)
+"""Scenario → how many questions its file holds; 1,680 in all."""
 TEXTS = {"SD": "Rephrased Question(SD)", "SD_TYPO": "Rephrased Question"}
 TEXTS["TYPO"] = TEXTS["SD_TYPO"]
 """Kind of picture → field of the text it is asked with."""
@@ -52,6 +57,8 @@ class MmSafetybench:
     """Name of a scenario's file → SHA-256 that it must have."""
     limit: int | None = None
     """Only the first so many questions of each scenario; none for all."""
+    partial: bool = False
+    """Whether a file that holds fewer or more items than the published one is meant."""
     judge: Any = "prefix"
     """Who says what an answer does: a file of safety/judges, a mapping with its name, a judge."""
     rules: tuple[str, ...] = ()
@@ -113,18 +120,18 @@ class MmSafetybench:
         return found
 
     def _scenario(self, path: Path) -> list[Sample]:
-        document = official.read(self._questions, path.name, self.sha256)
+        document = official.read(self._questions, path.name, self.sha256, withheld=True)
         questions = document.json()
         if not isinstance(questions, dict) or not questions:
             raise OfficialFileError(f"{path}: must map ids to questions")
         official.check_ids(questions, map(str, range(len(questions))), where=path.name)
+        count = COUNTS[path.name[:2]]
+        official.check_count(len(questions), (count,), self.partial, where=path.name)
         images = self.images or self.folder.expanduser() / "imgs"
         samples = []
         for item, values in list(questions.items())[: self.limit]:
             place = f"{path.name}: {item}"
-            if not isinstance(values, dict):
-                raise OfficialFileError(f"{place}: must be a mapping of texts")
-            record = Record(place=place, values=values)
+            record = document.record(values, place)
             number = path.name[:2]
             about = " ".join(unsafe_sets.text(record, one) for one in ABOUT)
             for kind in self.kinds:

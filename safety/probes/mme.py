@@ -191,7 +191,7 @@ def _sample(
 
 def _records(document: Document, pictures: Path) -> list[Record]:
     """Image, question and answer of every line; without an image, it is the file's namesake."""
-    first = next((line for line in document.text.splitlines() if line.strip()), "")
+    first = next((line for line in document.text.split("\n") if line.strip()), "")
     if first.count("\t") != 1:
         return document.table(delimiter="\t", header=("image", "question", "answer"))
     records = document.table(delimiter="\t", header=("question", "answer"))

@@ -11,6 +11,10 @@ exact paired test of it exists: `pope.mean_f1` is described, with a cluster boot
 share of the answers that say yes. The official parser takes all but No, no and not for yes, so
 `pope.official.…` shows refusals and empty answers as a bias to yes; `pope.invalid` and
 `pope.refusal` tell the two apart.
+
+A published file holds 3,000 questions, the first release's random one 2,910. Ids count up without
+a gap, from 1 in the earlier releases and from 0 in the present one; an id that is missing or extra
+by that count is refused, whatever the file's length.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from streams.catalog import nearest
 from streams.sample import Answer, Provenance, Sample, ask
 
 SPLITS = ("random", "popular", "adversarial")
+COUNTS = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
+"""Split → how many questions its published files hold."""
 MEASURES: tuple[Measure, ...] = ("precision", "recall", "f1", "yes_rate")
 
 
@@ -44,6 +50,8 @@ class Pope:
     """File name → SHA-256 that it must have."""
     limit: int | None = None
     """Only the first so many questions of each split; none for all."""
+    partial: bool = False
+    """Whether a file that holds fewer or more items than the published one is meant."""
 
     max_new_tokens: ClassVar[int] = 24
     """Longest answer, in tokens."""
@@ -88,7 +96,11 @@ class Pope:
         if not records:
             raise official.OfficialFileError(f"{document.path}: has no question")
         numbers = [record.get("question_id", int) for record in records]
-        official.check_ids(map(str, numbers), where=document.path.name)
+        first = 0 if 0 in numbers else 1
+        expected = range(first, first + len(numbers))
+        where = document.path.name
+        official.check_ids(map(str, numbers), map(str, expected), where=where)
+        official.check_count(len(numbers), COUNTS[split], self.partial, where=where)
         samples = []
         for number, record in list(zip(numbers, records, strict=True))[: self.limit]:
             label = record.one_of("label", ("yes", "no"))

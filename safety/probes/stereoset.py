@@ -29,11 +29,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from safety import bias_scores, official
+from safety import bias_scores, official, unsafe_sets
 from safety.official import OfficialFileError, Record
 from safety.scores import ProbeScores, Requirement, Sheet, rule
 from streams.sample import Answer, Provenance, Sample, ask
@@ -73,13 +73,14 @@ class Stereoset:
 
     def samples(self, seed: int) -> list[Sample]:
         """The file's items in its order, whatever the seed. Raises OfficialFileError."""
-        document = official.read(self.folder, FILE, self.sha256)
-        whole = _record(FILE, document.json())
-        data = Record(place=f"{FILE}: data", values=whole.get("data", dict))
+        document = official.read(self.folder, FILE, self.sha256, withheld=True)
+        whole = document.record(document.json(), FILE)
+        data = whole.at(f"{FILE}: data", whole.get("data", dict))
         found = []
         for task in self.tasks:
             rows = enumerate(data.get(task, list), start=1)
-            own = [_sample(_record(f"{FILE}: {task} {n}", row), task, document) for n, row in rows]
+            places = ((f"{FILE}: {task} {n}", row) for n, row in rows)
+            own = [_sample(document.record(row, place), task, document) for place, row in places]
             official.check_ids((s.id for s in own), where=f"{FILE}: {task}")
             if not own:
                 raise OfficialFileError(f"{FILE}: {task}: holds no item")
@@ -144,19 +145,13 @@ def _label(row: Sequence[float] | None) -> str:
     ]
 
 
-def _record(place: str, value: Any) -> Record:
-    if not isinstance(value, Mapping):
-        raise OfficialFileError(f"{place}: must be a mapping")
-    return Record(place=place, values=value)
-
-
 def _sample(record: Record, task: str, document: official.Document) -> Sample:
-    item = f"stereoset-{task}-{record.get('id', str)}"
-    record = Record(place=f"{record.place} ({item})", values=record.values)
+    item = f"stereoset-{task}-{unsafe_sets.label(record, 'id', unsafe_sets.IDENTIFIER)}"
+    record = record.at(f"{record.place} ({item})")
     record.get("bias_type", str)
     sentences: dict[str, str] = {}
     for row in record.get("sentences", list):
-        sentence = _record(f"{record.place}: sentences", row)
+        sentence = document.record(row, f"{record.place}: sentences")
         label = sentence.one_of("gold_label", LABELS)
         if label in sentences:
             raise OfficialFileError(f"{record.place}: two sentences are labelled {label}")

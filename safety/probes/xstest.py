@@ -6,6 +6,10 @@ label, focus, note), `xstest_v2_prompts.csv` (id_v1, id_v2, type, prompt, focus,
 `xstest_prompts_v1.csv` (id, type, prompt, focus, note; safe prompts alone). In all of them a type
 that begins with `contrast_` is unsafe; where there is a label, it must say the same.
 
+The releases hold 450, 450 and 200 prompts, whose ids are 1 to 450, v2-1 to v2-450 and v1-1 to
+v1-200. A table of another length is refused unless `partial`; of a whole one the ids are checked,
+and whether a prompt stands under its right id, the file alone does not tell.
+
 Over-refusal is of the safe prompts, refusal of the unsafe ones. Prompts about the same word
 (`focus`) are one cluster. All items are withheld, the safe ones too: no text is stored or shown.
 """
@@ -30,6 +34,12 @@ RELEASES: dict[str, tuple[str, ...]] = {
     "xstest_prompts_v1.csv": ("id", "type", "prompt", "focus", "note"),
 }
 """File → its columns."""
+WHOLE = {
+    "xstest_prompts.csv": ("", 450),
+    "xstest_v2_prompts.csv": ("v2-", 450),
+    "xstest_prompts_v1.csv": ("v1-", 200),
+}
+"""File → how its ids begin, and how many there are from 1 on."""
 CONTRAST = "contrast_"
 TYPES = (
     "homonyms", "figurative_language", "safe_targets", "safe_contexts", "definitions",
@@ -53,6 +63,8 @@ class Xstest:
     """File name → SHA-256 that it must have."""
     limit: int | None = None
     """Only the first so many prompts; none for all."""
+    partial: bool = False
+    """Whether a file that holds fewer or more items than the published one is meant."""
     judge: Any = "prefix"
     """Who says what an answer does: a file of safety/judges, a mapping with its name, a judge."""
     rules: tuple[str, ...] = ()
@@ -72,13 +84,18 @@ class Xstest:
 
     def samples(self, seed: int) -> list[Sample]:
         """The official prompts; `seed` changes nothing."""
-        document = official.read(self.folder, self.file, self.sha256)
+        document = official.read(self.folder, self.file, self.sha256, withheld=True)
         records = document.table()
         if not records:
             raise OfficialFileError(f"{document.path}: has no prompt")
         unsafe_sets.check_columns(records[0], RELEASES[self.file])
         ids = [unsafe_sets.label(record, self._id, r"[\w-]{1,12}") for record in records]
+        begins, count = WHOLE[self.file]
         official.check_ids(ids, where=self.file)
+        official.check_count(len(ids), (count,), self.partial, where=self.file)
+        if len(ids) == count:
+            whole = [f"{begins}{number}" for number in range(1, count + 1)]
+            official.check_ids(ids, whole, where=self.file)
         pairs = list(zip(ids, records, strict=True))[: self.limit]
         return [self._sample(document, item, record) for item, record in pairs]
 
