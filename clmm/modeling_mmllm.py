@@ -64,11 +64,12 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 if name == owner
             }
         )
+        # Adapters draw their first weights in the order in which modules are registered here.
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        self.language_model = auto.from_config(config.text_config)
         self.input_projectors = nn.ModuleDict(
             {name: self._projector(name) for name in config.inputs}
         )
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        self.language_model = auto.from_config(config.text_config)
         self.output_projectors = modeling_outputs.projectors(config)
         self.generators = modeling_outputs.Generators()
         for name in filter(self._enters_layers, config.inputs):

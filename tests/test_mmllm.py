@@ -118,3 +118,10 @@ def test_components_that_do_not_fit_are_refused() -> None:
             encoders={"image": {"name": "vit", "image_size": 30}},
             input_projectors={"image": {"name": "linear"}},
         )
+
+
+def test_the_order_of_components_stays() -> None:
+    """Adapters draw in it: another order would be another training by the same seed."""
+    model, _ = made("vit")
+    names = [name for name, _ in model.named_children()]
+    assert names[:3] == ["encoders", "language_model", "input_projectors"]
