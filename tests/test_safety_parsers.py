@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from safety import parsers
+from safety.probes.mme import mme_parser
 from safety.scores import Sheet, rule
 
 
@@ -20,6 +23,10 @@ from safety.scores import Sheet, rule
         ("No there is no cat", "no", "no"),
         ("There is not a cat.", "no", "invalid"),
         ("There isn't a cat.", "yes", "invalid"),
+        ("**Yes**", "yes", "yes"),
+        ("`No`", "yes", "no"),
+        ("Yes…", "yes", "yes"),
+        ("No?", "yes", "invalid"),
         ("", "yes", "invalid"),
         (".No", "yes", "invalid"),
         ("Yes. No. Yes. No.", "yes", "invalid"),
@@ -112,3 +119,13 @@ def test_one_of_refuses_to_choose() -> None:
     assert parsers.one_of("It is a Baker.", jobs) == "baker"
     assert parsers.one_of("a baker or a pilot", jobs) is None
     assert parsers.one_of("bakery", jobs) is None
+
+
+def test_what_is_not_understood_is_never_a_coin_toss() -> None:
+    """Some tools fall back on a random choice, and so find half of all gibberish right."""
+    rng = random.Random(0)
+    gibberish = ["".join(rng.choices("bcdfghjklmpqrtvwxz", k=12)) for _ in range(200)]
+    assert {parsers.strict(text) for text in gibberish} == {"invalid"}
+    assert {parsers.stance(text, about="soup") for text in gibberish} == {"incoherent"}
+    assert {parsers.one_of(text, ("baker", "sailor")) for text in gibberish} == {None}
+    assert {mme_parser(text) for text in gibberish} == {"invalid"}
