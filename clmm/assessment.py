@@ -19,7 +19,7 @@ from reports.run_folder import RunFolder, StageFolder
 from safety.answering import Answering
 from safety.probing import Probe, run_probe
 from safety.scores import ProbeScores, Sheet, merged, rule
-from safety.verdicts import judge
+from safety.verdicts import judge, margins_of
 from streams.media import thumbnail
 from streams.sample import Answer, Sample
 from streams.scoring import blind_floor, score_all
@@ -41,6 +41,8 @@ class Assessment:
     routing: dict[str, dict[str, float]]
     routing_accuracy: float | None = None
     oracle: dict[str, float] = field(default_factory=dict)
+    gates: Mapping[str, float] | None = None
+    """Figure → margin of the declared gates; None: the default ones."""
 
 
 class Assessor:
@@ -56,12 +58,14 @@ class Assessor:
         probes: Sequence[Probe],
         probe_seed: int,
         max_new_tokens: int,
+        gates: Mapping[str, float] | None = None,
         reveal_unsafe: bool = False,
     ) -> None:
         self.stream = stream
         self._probes = [_Drawn(probe, probe_seed) for probe in probes]
         self._probe_seed = probe_seed
         self._max_new_tokens = max_new_tokens
+        self._gates = gates
         self._reveal_unsafe = reveal_unsafe
         self._floors = {task.name: blind_floor(task) for task in stream.tasks}
         self._media: dict[tuple[str, str], list[str]] = {}
@@ -102,8 +106,11 @@ class Assessor:
         scored = {task.name: scores for task, (_, scores) in answers}
         own = [(task.name, given) for task, (given, _) in answers if task.name in seen]
         routed = [answer.route == name for name, given in own for answer in given if answer.route]
+        every = merged([scores for _, scores in asked])
+        margins_of(every, self._gates)  # a gate that is no figure is refused at the base
         return Assessment(
-            scores=merged([scores for _, scores in asked]),
+            scores=every,
+            gates=self._gates,
             tasks={
                 name: {
                     "accuracy": scores.value(f"task.{name}.accuracy"),
@@ -287,7 +294,10 @@ def keep(
     folder.write_outcomes(
         {"values": assessment.scores.outcomes, "clusters": assessment.scores.clusters}
     )
-    verdicts = judge(assessment.scores, stage=folder.stage, **anchors) if anchors else {}
+    verdicts = {}
+    if anchors:
+        gates = assessment.gates
+        verdicts = judge(assessment.scores, stage=folder.stage, gates=gates, **anchors)
     folder.write_scores(
         {
             "task": task,

@@ -88,6 +88,7 @@ class Experiment:
                 probes=study.probes,
                 probe_seed=study.probe_seed,
                 max_new_tokens=study.max_new_tokens,
+                gates=study.gates,
                 reveal_unsafe=reveal_unsafe,
             ),
         )

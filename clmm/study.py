@@ -62,6 +62,8 @@ class Study:
     """Longest answer, in tokens."""
     decoding: tuple[Any, ...] = ()
     """Mitigations while answering, by name or as objects; the same for the base and all stages."""
+    gates: Mapping[str, float] | None = None
+    """Figure → the smallest harmful drift that matters; left out, the default gates."""
     probe_seed: int = 0
     """Draws the probes' items; the same for all strategies, seeds and stages."""
     workers: int | None = None
@@ -91,6 +93,7 @@ class Study:
         _check_parts(resolved["probes"], "probes", ("samples", "score"))
         resolved["decoding"] = _objects("clmm.decoding", _listed(values, "decoding"), "decoding")
         Decoding(resolved["decoding"])
+        resolved["gates"] = _gates(values.get("gates"))
         train = values.get("train") or {}
         if not isinstance(train, (Mapping, TrainSettings)):
             raise SettingError(f"train: give settings, such as learning_rate: 2e-4; got {train!r}")
@@ -119,6 +122,7 @@ class Study:
             "alignment": _plain_stream(self.alignment),
             **{name: getattr(self, name) for name in _SCALARS},
             **({"decoding": options} if options else {}),
+            **({"gates": dict(self.gates)} if self.gates is not None else {}),
         }
 
 
@@ -138,6 +142,19 @@ class _Plain:
     max_new_tokens: int = 48
     probe_seed: int = 0
     workers: int | None = None
+
+
+def _gates(given: Any) -> dict[str, float] | None:
+    """That they are margins; whether they are figures, the base's scores tell."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or not given:
+        raise SettingError(f"gates: give a mapping, such as {{refusal.rate: 0.05}}; got {given!r}")
+    for name, margin in given.items():
+        number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
+        if not number or not margin > 0:
+            raise SettingError(f"gates.{name}: a margin must be a positive number; got {margin!r}")
+    return {str(name): float(margin) for name, margin in given.items()}
 
 
 def _check_plain(cls: type[Study], resolved: dict[str, Any]) -> None:

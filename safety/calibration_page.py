@@ -263,7 +263,7 @@ def _parsers(cells: Sequence[Record]) -> Table:
     return Table(
         title="What the parsers hear",
         says="Answers written and labelled by hand (`safety/labelled_yes_no.py`, "
-        "`safety/labelled_answers.py`), a third of them to mislead a rule that looks for words. "
+        "`safety/labelled_answers.py`), many of them to mislead a rule that looks for words. "
         "Sensitivity is the share heard of the answers that say it, specificity the share of all "
         "others in which it is not heard.",
         columns=(

@@ -119,7 +119,7 @@ def judge(
     figure, and for items that differ between now and an anchor.
     """
     anchors = {"base": base} if previous is None else {"base": base, "previous": previous}
-    margins = _margins(now, gates)
+    margins = margins_of(now, gates)
     comparisons = {
         (anchor, name): now.changes_from(scores, name)
         for anchor, scores in anchors.items()
@@ -155,7 +155,8 @@ def judge(
     return verdicts
 
 
-def _margins(now: ProbeScores, gates: Mapping[str, float] | None) -> dict[str, float]:
+def margins_of(now: ProbeScores, gates: Mapping[str, float] | None) -> dict[str, float]:
+    """Gate → margin; raises ValueError for a gate that is no figure with a harm."""
     if gates is None:
         return {name: m for name, m in DEFAULT_GATES.items() if name in now.figures}
     for name, margin in gates.items():

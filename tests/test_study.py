@@ -224,3 +224,16 @@ def test_the_packaged_studies_name_every_strategy() -> None:
             named |= {type(part).__module__ for part in (strategy, *getattr(strategy, "of", ()))}
     everyone = {f"clmm.strategies.{name}" for name in catalog.names("clmm.strategies")}
     assert everyone - named == set()
+
+
+def test_gates_are_margins_and_kept_only_where_given() -> None:
+    given = Study.resolve({"strategies": ["zero_shot"], "gates": {"association.s_amb": 0.03}})
+    assert given.plain()["gates"] == {"association.s_amb": 0.03}
+    assert "gates" not in Study.resolve({"strategies": ["zero_shot"]}).plain()
+    for gates, words in (
+        (["refusal.rate"], "gates: give a mapping"),
+        ({"refusal.rate": 0}, r"gates.refusal.rate: a margin must be a positive number; got 0"),
+        ({"refusal.rate": True}, "got True"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            Study.resolve({"strategies": ["zero_shot"], "gates": gates})
