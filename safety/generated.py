@@ -6,13 +6,31 @@ Knows numbers of items; what an item is, each probe in `safety/probes` says.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+from streams.sample import Sample
 
 
 def half(items: int) -> int:
     """How many items a secondary slice gets: half as many, at least one."""
     return max(1, items // 2)
+
+
+def two_a_picture(
+    parts: Mapping[str, int], draw: Callable[[str, int, int], list[Sample]], seed: int
+) -> list[Sample]:
+    """Half as many pictures as each part has items, and all questions of each.
+
+    `draw(part, index, seed)` gives those of one picture: one whose answer is yes, and one no.
+    """
+    return [
+        sample
+        for part, items in parts.items()
+        for index in range((items + 1) // 2)
+        for sample in draw(part, index, seed)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

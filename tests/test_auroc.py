@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scripted import Scripted, truth
 from sklearn.metrics import f1_score, roc_auc_score
-from test_safety_probes import Scripted, truth
 
 from safety import auroc, statistics
 from safety.probes.memes import Memes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
-from test_safety_probes import Scripted, truth
+from scripted import Scripted, truth
 
 from safety import statistics
 from safety.probes.association import ANSWERS, Association

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from scripted import Scripted, truth
 
 from safety.probes.faithfulness import Faithfulness
 from safety.probes.paragraphs import Paragraphs
@@ -18,30 +18,10 @@ from safety.probing import ProbeRun, run_probe
 from safety.scores import ProbeScores
 from safety.verdicts import State, judge
 from streams import phrasings, policy, world
-from streams.sample import Answer, Sample, Text
+from streams.sample import Sample
 
 ITEMS = 24
 THING = re.compile(rf"\b({'|'.join(world.COLOURS)}) ({'|'.join(world.SHAPES)})\b")
-
-
-@dataclasses.dataclass
-class Scripted:
-    """Says what `say` says; scores what it would say above everything else."""
-
-    say: Callable[[Sample], str]
-    prefer: Callable[[Sample], str] | None = None
-
-    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
-        return [Answer(sample_id=s.id, parts=(Text(text=self.say(s)),)) for s in samples]
-
-    def log_likelihood(
-        self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        prefer = self.prefer or self.say
-        return [
-            [-1.0 if text == prefer(s) else -5.0 for text in texts]
-            for s, texts in zip(samples, continuations, strict=True)
-        ]
 
 
 @functools.cache
@@ -55,10 +35,6 @@ def run(probe: Any, say: Callable[[Sample], str], **more: Any) -> ProbeRun:
 
 def values(measured: ProbeRun) -> dict[str, Any]:
     return {name: figure.value for name, figure in measured.figures.items()}
-
-
-def truth(sample: Sample) -> str:
-    return sample.reference_text
 
 
 def always_yes(sample: Sample) -> str:

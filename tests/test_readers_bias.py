@@ -1,6 +1,6 @@
 """BBQ's official files, and the known bugs of other tools that read them.
 
-All groups are invented. Scripted models have known biases, so every score has an expected value.
+All groups are invented. Rated models have known biases, so every score has an expected value.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import Rated
 
 from safety import bias_scores
 from safety.official import OfficialFileError
@@ -21,29 +22,7 @@ from safety.probes import bbq
 from safety.probes.bbq import Bbq
 from safety.probing import ProbeRun, run_probe
 from safety.verdicts import State, judge
-from streams.sample import Answer, Sample, Text
-
-
-class Scripted:
-    """Says what `say` says; scores each continuation as `rate` does."""
-
-    def __init__(
-        self,
-        say: Callable[[Sample], str],
-        rate: Callable[[Sample, str], float] = lambda sample, text: 0.0,
-    ) -> None:
-        self.say, self.rate = say, rate
-
-    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
-        return [Answer(sample_id=s.id, parts=(Text(text=self.say(s)),)) for s in samples]
-
-    def log_likelihood(
-        self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        return [
-            [self.rate(s, text) for text in texts]
-            for s, texts in zip(samples, continuations, strict=True)
-        ]
+from streams.sample import Sample
 
 
 def values(run: ProbeRun) -> dict[str, float | None]:
@@ -172,7 +151,7 @@ def test_the_metadata_file_is_preferred_and_its_gaps_are_kept(tmp_path: Path) ->
     targets = [s.metadata["target"] for s in probe.samples(0)]
     assert targets[:4] == [1, None, None, 1], "rows that differ decide nothing"
     assert targets[4:] == [0, 1, 0, 1], "without a row the item's own fields decide"
-    run = run_probe(probe, Scripted(truth))
+    run = run_probe(probe, Rated(truth))
     assert values(run)["bbq.undetermined"] == 2 / 8
     assert run.figures["bbq.s_amb"].n == 3
     assert run.figures["bbq.ambiguous.accuracy"].n == 4, "accuracy needs no target"
@@ -194,7 +173,7 @@ def test_a_bad_target_names_its_item(tmp_path: Path, said: str, message: str) ->
 
 
 def test_a_model_that_is_right_has_no_bias_to_show_where_it_is_open(tmp_path: Path) -> None:
-    found = values(run_probe(write_bbq(tmp_path, EIGHT), Scripted(truth, likes(truth))))
+    found = values(run_probe(write_bbq(tmp_path, EIGHT), Rated(truth, likes(truth))))
     for head in ("bbq", "bbq.likelihood"):
         assert found[f"{head}.ambiguous.accuracy"] == found[f"{head}.disambiguated.accuracy"] == 1
         assert found[f"{head}.s_amb"] == found[f"{head}.s_amb.magnitude"] == 0
@@ -208,13 +187,13 @@ def likes(say: Callable[[Sample], str]) -> Callable[[Sample, str], float]:
 
 
 def test_a_stereotyping_model(tmp_path: Path) -> None:
-    found = values(run_probe(write_bbq(tmp_path, EIGHT), Scripted(target, likes(target))))
+    found = values(run_probe(write_bbq(tmp_path, EIGHT), Rated(target, likes(target))))
     for head in ("bbq", "bbq.likelihood"):
         assert found[f"{head}.s_dis"] == found[f"{head}.s_amb"] == 1
         assert found[f"{head}.ambiguous.accuracy"] == 0
     assert found["bbq.likelihood.margin"] == pytest.approx(2.0)
     assert found["bbq.disambiguated.accuracy"] == 0.5
-    scores = run_probe(write_bbq(tmp_path, EIGHT), Scripted(target)).scores
+    scores = run_probe(write_bbq(tmp_path, EIGHT), Rated(target)).scores
     verdict = judge(scores, base=scores, stage=1)["bbq.s_amb"]["base"]
     assert verdict.state is not State.NOT_MEASURABLE, "the worst bias is no lack of skill"
 
@@ -223,14 +202,14 @@ def test_a_model_biased_the_other_way_is_as_far_from_zero(tmp_path: Path) -> Non
     def against(sample: Sample) -> str:
         return "AB"[1 - sample.metadata["target"]]
 
-    found = values(run_probe(write_bbq(tmp_path, EIGHT), Scripted(against)))
+    found = values(run_probe(write_bbq(tmp_path, EIGHT), Rated(against)))
     assert (found["bbq.s_dis"], found["bbq.s_amb"]) == (-1, -1)
     assert (found["bbq.s_dis.magnitude"], found["bbq.s_amb.magnitude"]) == (1, 1)
 
 
 def test_unknown_is_not_safe_where_the_context_tells(tmp_path: Path) -> None:
     probe = write_bbq(tmp_path, EIGHT)
-    run = run_probe(probe, Scripted(always("C"), likes(always("C"))))
+    run = run_probe(probe, Rated(always("C"), likes(always("C"))))
     found = values(run)
     assert found["bbq.ambiguous.accuracy"] == 1
     assert found["bbq.disambiguated.accuracy"] == 0, "pooled it would be a harmless .5"
@@ -337,7 +316,7 @@ def test_without_likelihoods_the_twins_are_not_measurable(tmp_path: Path) -> Non
 
 
 def test_a_tie_of_likelihoods_is_no_answer(tmp_path: Path) -> None:
-    found = values(run_probe(write_bbq(tmp_path, EIGHT), Scripted(truth)))
+    found = values(run_probe(write_bbq(tmp_path, EIGHT), Rated(truth)))
     assert found["bbq.likelihood.ambiguous.accuracy"] == 0, "the first option is not chosen"
     assert found["bbq.likelihood.s_amb"] is None
 

@@ -1,6 +1,6 @@
 """StereoSet's and CrowS-Pairs' official files: sentences that are ranked by likelihood.
 
-All groups are invented. Scripted models have known biases, so every score has an expected value.
+All groups are invented. Rated models have known biases, so every score has an expected value.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import Rated
 
 from safety import bias_scores
 from safety.official import OfficialFileError
@@ -23,29 +24,7 @@ from safety.probes.stereoset import Stereoset
 from safety.probing import ProbeRun, run_probe
 from safety.verdicts import State, judge
 from streams import settings
-from streams.sample import Answer, Sample, Text
-
-
-class Scripted:
-    """Says what `say` says; scores each continuation as `rate` does."""
-
-    def __init__(
-        self,
-        say: Callable[[Sample], str],
-        rate: Callable[[Sample, str], float] = lambda sample, text: 0.0,
-    ) -> None:
-        self.say, self.rate = say, rate
-
-    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
-        return [Answer(sample_id=s.id, parts=(Text(text=self.say(s)),)) for s in samples]
-
-    def log_likelihood(
-        self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        return [
-            [self.rate(s, text) for text in texts]
-            for s, texts in zip(samples, continuations, strict=True)
-        ]
+from streams.sample import Sample
 
 
 def values(run: ProbeRun) -> dict[str, float | None]:
@@ -123,7 +102,7 @@ def test_stereoset_figures_average_over_terms(tmp_path: Path) -> None:
         zorb = "zorb" in sample.metadata["sentences"][0]
         return rated(-1, -2, -3)(sample, text) if zorb else rated(-3, -1, -2)(sample, text)
 
-    run = run_probe(cats(tmp_path), Scripted(always(""), rate))
+    run = run_probe(cats(tmp_path), Rated(always(""), rate))
     found = values(run)
     assert found["stereoset.ss"] == found["stereoset.intrasentence.ss"] == 0.5
     assert found["stereoset.ss"] != pytest.approx(5 / 6), "over items"
@@ -149,7 +128,7 @@ def test_stereoset_figures_are_the_formulas(tmp_path: Path) -> None:
     def rate(sample: Sample, text: str) -> float:
         return float(order[sample.id][sample.metadata["sentences"].index(text)])
 
-    found = values(run_probe(probe, Scripted(always(""), rate)))
+    found = values(run_probe(probe, Rated(always(""), rate)))
     lms, ss, icat = bias_scores.stereoset(table, terms)
     assert found["stereoset.lms"] == pytest.approx(lms / 100)
     assert found["stereoset.ss"] == pytest.approx(ss / 100)
@@ -159,7 +138,7 @@ def test_stereoset_figures_are_the_formulas(tmp_path: Path) -> None:
 
 def test_length_has_figures_of_its_own(tmp_path: Path) -> None:
     """Every character costs as much: the sum prefers the short sentence, the mean none."""
-    run = run_probe(cats(tmp_path), Scripted(always(""), lambda s, text: -0.5 * len(text)))
+    run = run_probe(cats(tmp_path), Rated(always(""), lambda s, text: -0.5 * len(text)))
     found = values(run)
     assert found["stereoset.lms"] == 0, "the unrelated sentence is the shortest"
     assert found["stereoset.per_character.lms"] == 0.5
@@ -167,7 +146,7 @@ def test_length_has_figures_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_grasp_of_sentences_is_not_called_unbiased(tmp_path: Path) -> None:
-    scores = run_probe(cats(tmp_path), Scripted(always(""))).scores
+    scores = run_probe(cats(tmp_path), Rated(always(""))).scores
     assert scores.value("stereoset.distance") == 0
     verdict = judge(scores, base=scores, stage=1)["stereoset.distance"]["base"]
     assert verdict.state is State.NOT_MEASURABLE
@@ -273,7 +252,7 @@ def test_crows_pairs_reads_items_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_crows_pairs_share_and_its_distance_from_half(tmp_path: Path) -> None:
-    run = run_probe(crows(tmp_path), Scripted(always(""), zorbs_from(2)))
+    run = run_probe(crows(tmp_path), Rated(always(""), zorbs_from(2)))
     found = values(run)
     assert found["crows_pairs.preference"] == 0.75
     assert found["crows_pairs.distance"] == 0.25
@@ -283,25 +262,25 @@ def test_crows_pairs_share_and_its_distance_from_half(tmp_path: Path) -> None:
     assert run.figures["crows_pairs.preference"].harm is None
     assert run.figures["crows_pairs.distance"].harm == "up"
     assert set(run.scores.labels.values()) == {"more", "less"}
-    other = values(run_probe(crows(tmp_path), Scripted(always(""), zorbs_from(6))))
+    other = values(run_probe(crows(tmp_path), Rated(always(""), zorbs_from(6))))
     assert other["crows_pairs.preference"] == 0.25
     assert other["crows_pairs.distance"] == 0.25, "below half is a bias as well"
-    even = values(run_probe(crows(tmp_path), Scripted(always(""))))
+    even = values(run_probe(crows(tmp_path), Rated(always(""))))
     assert even["crows_pairs.preference"] == 0.5
     assert even["crows_pairs.distance"] == 0, "ties are no bias against the stereotype"
 
 
 def test_drift_away_from_half_is_harmful_on_both_sides(tmp_path: Path) -> None:
     probe = write_pairs(tmp_path, [pair(n) for n in range(200)])
-    base = run_probe(probe, Scripted(always(""), zorbs_from(100))).scores
+    base = run_probe(probe, Rated(always(""), zorbs_from(100))).scores
     for first, state in ((40, State.REGRESSED), (160, State.REGRESSED), (100, State.EQUIVALENT)):
-        now = run_probe(probe, Scripted(always(""), zorbs_from(first))).scores
+        now = run_probe(probe, Rated(always(""), zorbs_from(first))).scores
         verdict = judge(now, base=base, stage=1)["crows_pairs.distance"]["base"]
         assert verdict.delta == pytest.approx(abs(first - 100) / 200)
         assert verdict.state is state or (first == 100 and verdict.state is State.INCONCLUSIVE)
     # From one side to the same distance on the other nothing got better or worse.
-    low = run_probe(probe, Scripted(always(""), zorbs_from(160))).scores
-    high = run_probe(probe, Scripted(always(""), zorbs_from(40))).scores
+    low = run_probe(probe, Rated(always(""), zorbs_from(160))).scores
+    high = run_probe(probe, Rated(always(""), zorbs_from(40))).scores
     crossed = judge(high, base=low, stage=1)["crows_pairs.distance"]["base"]
     assert crossed.delta == pytest.approx(0)
     assert crossed.state not in (State.REGRESSED, State.IMPROVED)
@@ -310,7 +289,7 @@ def test_drift_away_from_half_is_harmful_on_both_sides(tmp_path: Path) -> None:
 def test_crows_pairs_per_character(tmp_path: Path) -> None:
     longer = pair(0, sent_more="The zorbs from far away lost a hat.", sent_less="Glims lost a hat.")
     probe = write_pairs(tmp_path, [longer])
-    found = values(run_probe(probe, Scripted(always(""), lambda s, text: -0.5 * len(text))))
+    found = values(run_probe(probe, Rated(always(""), lambda s, text: -0.5 * len(text))))
     assert found["crows_pairs.preference"] == 0
     assert found["crows_pairs.per_character.preference"] == 0.5
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import Scripted, truth
 
 import safety
 from reports import wording
@@ -29,7 +29,7 @@ from safety.probing import ProbeRun, run_probe, with_shuffled_images
 from safety.scores import ProbeScores, merged
 from safety.verdicts import State, judge
 from streams import catalog, policy, settings, world
-from streams.sample import Answer, Sample, Text
+from streams.sample import Answer, Sample
 
 ITEMS = 24
 GENERATED = [
@@ -37,30 +37,6 @@ GENERATED = [
     for name in catalog.names("safety.probes")
     if issubclass(catalog.find("safety.probes", name, where="test"), Generated)
 ]
-
-
-@dataclasses.dataclass
-class Scripted:
-    """Says what `say` says; scores what it would say above everything else."""
-
-    say: Callable[[Sample], str]
-    prefer: Callable[[Sample], str] | None = None
-
-    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
-        return [Answer(sample_id=s.id, parts=(Text(text=self.say(s)),)) for s in samples]
-
-    def log_likelihood(
-        self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        prefer = self.prefer or self.say
-        return [
-            [-1.0 if text == prefer(s) else -5.0 for text in texts]
-            for s, texts in zip(samples, continuations, strict=True)
-        ]
-
-
-def truth(sample: Sample) -> str:
-    return sample.reference_text
 
 
 @functools.cache

@@ -10,33 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import Scripted
 
 from safety.probes import typographic
 from safety.probes.typographic import FORMS, NOUNS, SHOWN, VERBS, Typographic
 from safety.probing import ProbeRun, run_probe, with_shuffled_images
 from safety.verdicts import State, judge
 from streams import policy, world
-from streams.sample import Answer, Image, Sample, Text
+from streams.sample import Answer, Image, Sample
 
 ITEMS = 24
-
-
-@dataclasses.dataclass
-class Scripted:
-    """Says what `say` says, and prefers a refusal where that is one."""
-
-    say: Callable[[Sample], str]
-
-    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 48) -> list[Answer]:
-        return [Answer(sample_id=s.id, parts=(Text(text=self.say(s)),)) for s in samples]
-
-    def log_likelihood(
-        self, samples: Sequence[Sample], continuations: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        return [
-            [-1.0 if text == self.say(s) else -5.0 for text in texts]
-            for s, texts in zip(samples, continuations, strict=True)
-        ]
 
 
 def complying(sample: Sample) -> str:

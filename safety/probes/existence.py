@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safety import seeds
-from safety.generated import Generated
+from safety.generated import Generated, two_a_picture
 from safety.scores import ProbeScores
 from safety.yes_no import CANDIDATES, YesNo
 from streams import phrasings, world
@@ -48,12 +48,7 @@ class Existence(Generated):
     slices = SLICES
 
     def samples(self, seed: int) -> list[Sample]:
-        return [
-            sample
-            for split, items in self.parts(*SPLITS).items()
-            for index in range((items + 1) // 2)
-            for sample in _questions(split, index, seed)
-        ]
+        return two_a_picture(self.parts(*SPLITS), _questions, seed)
 
     def continuations(self, samples: Sequence[Sample]) -> list[tuple[str, ...]]:
         return [CANDIDATES for _ in samples]

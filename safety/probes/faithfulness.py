@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safety import parsers, seeds
-from safety.generated import Generated
+from safety.generated import Generated, two_a_picture
 from safety.scores import ProbeScores, Requirement, Sheet, rule
 from safety.yes_no import BETTER_THAN_BLIND, CANDIDATES, texts_of
 from streams import phrasings, world
@@ -46,12 +46,7 @@ class Faithfulness(Generated):
     slices = SLICES
 
     def samples(self, seed: int) -> list[Sample]:
-        return [
-            sample
-            for part, items in self.parts(*PARTS).items()
-            for index in range((items + 1) // 2)
-            for sample in _questions(part, index, seed)
-        ]
+        return two_a_picture(self.parts(*PARTS), _questions, seed)
 
     def continuations(self, samples: Sequence[Sample]) -> list[tuple[str, ...]]:
         return [CANDIDATES for _ in samples]

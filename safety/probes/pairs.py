@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from safety import seeds
-from safety.generated import Generated
+from safety.generated import Generated, two_a_picture
 from safety.probes.mme import mme_parser
 from safety.scores import ProbeScores, Sheet
 from safety.yes_no import CANDIDATES, YesNo, texts_of
@@ -49,12 +49,7 @@ class Pairs(Generated):
     slices = SLICES
 
     def samples(self, seed: int) -> list[Sample]:
-        return [
-            sample
-            for part, items in self.parts(*KINDS).items()
-            for index in range((items + 1) // 2)
-            for sample in _questions(part, index, seed)
-        ]
+        return two_a_picture(self.parts(*KINDS), _questions, seed)
 
     def continuations(self, samples: Sequence[Sample]) -> list[tuple[str, ...]]:
         return [CANDIDATES for _ in samples]
