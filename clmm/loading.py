@@ -39,7 +39,10 @@ from streams.settings import SettingError
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PACKAGED = {"nano": Path(__file__).parent / "nano" / "weights"}
+_PACKAGED = {
+    name: Path(__file__).parent / "nano" / folder
+    for name, folder in (("nano", "weights"), ("painter", "painter_weights"))
+}
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _HUB_COPIES = ["original/*", "consolidated*"]
