@@ -98,7 +98,9 @@ def generator(model: Any, name: str) -> Any:
             made = settings.load(beside)
         except ValueError as error:
             raise ValueError(f"generators.{name}: {error}") from None
-        held.attach(name, made.to(model.device), settings.condition_shape)
+        # In the precision of the model that asks, whatever the files are in.
+        made = made.to(model.device, model.dtype)
+        held.attach(name, made, settings.condition_shape)
     return held.built[name]
 
 

@@ -21,7 +21,9 @@ from streams.world import (
     TRAIN_PAIRS,
     Pair,
     Scene,
+    SIZE,
     Thing,
+    random_background,
     render,
 )
 from streams.world import random_scene as scene_of
@@ -48,39 +50,38 @@ class Wish:
         )
 
 
-def wish_of(scene: Scene, rng: np.random.Generator) -> Wish:
-    """What a scene of one or two things is a picture of. Without a relation, in reading order."""
-    things = scene.reading_order
-    if len(things) == 1 or rng.random() < 0.4:
-        return Wish(tuple(thing.pair for thing in things))
-    one, other = (things[int(i)] for i in rng.permutation(2))
-    true = relations(one, other)
-    return Wish((one.pair, other.pair), true[int(rng.integers(len(true)))])
+def posed(wish: Wish, rng: np.random.Generator) -> Scene:
+    """A picture of the wish: one thing about the middle, two on either side of it as it says.
 
-
-def relations(one: Thing, other: Thing) -> list[str]:
-    """All that is true: their boxes are apart in that direction. There is one at least."""
-    apart = (one.size + other.size) / 2 + 1
-    found = []
-    if abs(one.y - other.y) > apart:
-        found.append("above" if one.y < other.y else "below")
-    if abs(one.x - other.x) > apart:
-        found.append("left of" if one.x < other.x else "right of")
-    return found
-
-
-def taught(rng: np.random.Generator, count: int) -> list[Scene]:
-    """Scenes of one or two things of taught pairs."""
-    return [random_scene(rng, TRAIN_PAIRS, most=2) for _ in range(count)]
+    Without a relation the first is left of the second. Poses leave the words little to leave open,
+    so that a small model learns what they mean, and not where else a thing might be.
+    """
+    sizes = [int(size) for size in rng.integers(16, 23, size=len(wish.pairs))]
+    places = rng.integers(-8, 9, size=(len(wish.pairs), 2)) + SIZE // 2
+    if len(wish.pairs) == 2:
+        axis = 1 if wish.relation in ("above", "below") else 0
+        first = 1 if wish.relation in ("below", "right of") else -1
+        places[:, axis] = SIZE // 2 + 17 * np.array([first, -first]) + rng.integers(-4, 5, size=2)
+    things = tuple(
+        Thing(shape=shape, colour=colour, size=size, x=int(x), y=int(y))
+        for (colour, shape), size, (x, y) in zip(wish.pairs, sizes, places, strict=True)
+    )
+    return Scene(things=things, background=random_background(rng))
 
 
 def wishes(rng: np.random.Generator, count: int) -> list[Wish]:
-    """Wishes of taught pairs alone, without their pictures."""
-    return [wish_of(scene, rng) for scene in taught(rng, count)]
+    """Of one or two taught pairs, each as often as any other."""
+    made = []
+    for _ in range(count):
+        number = 1 if rng.random() < 0.3 else 2
+        chosen = rng.choice(len(TRAIN_PAIRS), size=number, replace=False)
+        relation = (*RELATIONS, None)[int(rng.integers(5))] if number == 2 else None
+        made.append(Wish(tuple(TRAIN_PAIRS[int(i)] for i in chosen), relation))
+    return made
 
 
 def random_scene(rng: np.random.Generator, pairs: Sequence[Pair], *, most: int) -> Scene:
-    """One thing to `most`, none oftener than another."""
+    """One thing to `most`, anywhere, none oftener than another."""
     count = int(rng.integers(1, most + 1))
     return scene_of(rng, pairs=pairs, count=count, partner_rate=0.0, popular_rate=0.0)
 

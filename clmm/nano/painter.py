@@ -34,7 +34,7 @@ DETAIL = 32
 """Pixels of a side of the pieces that the VAE learns from first."""
 DETAILED = 0.8
 """Share of its steps in which it does."""
-GALLERY = 24000
+GALLERY = 16000
 """Pictures that the UNet learns from."""
 AT_ONCE = 100
 EMPTIED = 0.1
@@ -45,7 +45,7 @@ ORDINARY = 0.25
 STAGES: dict[str, Stage] = {
     "beholder": Stage(steps=1500, learning_rate=3e-3, batch_size=64),
     "vae": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
-    "unet": Stage(steps=6000, learning_rate=1e-3, batch_size=32),
+    "unet": Stage(steps=5000, learning_rate=1e-3, batch_size=32),
     "projector": Stage(steps=3000, learning_rate=1e-3, batch_size=32),
 }
 
@@ -158,22 +158,32 @@ def _train_vae(painter: Diffusion, stage: Stage, *, seed: int) -> None:
 
 
 def _train_unet(painter: Diffusion, stage: Stage, *, seed: int) -> None:
-    """With the text encoder, on pictures that are encoded once; each time they may be said anew."""
-    scenes, latents = [], []
+    """With the text encoder, on pictures of wishes that are encoded once."""
+    said: list[str] = []
+    latents = []
     for number in range(-(-GALLERY // AT_ONCE)):
-        drawn = drawing.taught(np.random.default_rng([seed, 4, number]), AT_ONCE)
+        rng = np.random.default_rng([seed, 4, number])
+        wishes = drawing.wishes(rng, AT_ONCE)
+        said += [wish.text for wish in wishes]
+        pictures = drawing.pixels([drawing.posed(wish, rng) for wish in wishes])
         with torch.no_grad():
-            latents.append(painter.codec.encode(drawing.pixels(drawn)))
-        scenes += drawn
+            latents.append(painter.codec.encode(pictures))
     encoded = torch.cat(latents)
+    noisiest = painter.scheduler.config.num_train_timesteps
     trained = [*painter.unet.parameters(), *painter.text.parameters()]  # type: ignore[union-attr]
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 1, step])
-        chosen = rng.integers(len(scenes), size=stage.batch_size)
-        said = [drawing.wish_of(scenes[i], rng).text for i in chosen]
+        chosen = rng.integers(len(said), size=stage.batch_size)
+        # What is there is decided at middle noise (logit-normal, arXiv 2403.03206).
+        times = torch.from_numpy(rng.normal(size=stage.batch_size)).sigmoid() * noisiest
         with torch.autocast("cpu", enabled=False):
-            return painter.loss(painter.condition(said), latents=encoded[chosen], drop=EMPTIED)
+            return painter.loss(
+                painter.condition([said[i] for i in chosen]),
+                latents=encoded[chosen],
+                timesteps=times.long(),
+                drop=EMPTIED,
+            )
 
     for parameter in trained:
         parameter.requires_grad_()
