@@ -26,7 +26,7 @@ from reports.html import write_report
 from reports.run_folder import RunFolder
 from safety.probing import with_shuffled_images
 from safety.scores import ProbeScores, Sheet, rule
-from streams.media import thumbnail
+from streams.contents import thumbnail
 from streams.sample import Answer, Image, Provenance, Sample, Text, ask
 from streams.settings import SettingError
 from streams.stream import Stream, Task
