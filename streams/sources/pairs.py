@@ -35,7 +35,7 @@ class Pairs(Foldered):
                 reason = f"has {len(record.turns)} turns; a pair has one of human and one of gpt"
                 problems.add(record.place, reason)
             elif not record.media:
-                problems.add(record.place, "has no image; a pair has an image and its caption")
+                problems.add(record.place, "has no image or other medium; a pair has one, and a caption")
             else:
                 asked, caption = record.turns
                 bare = Message(role="user", parts=asked.media)
