@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from safety.answering import Answering
 from safety.probing import Probe, run_probe
 from safety.scores import ProbeScores, Sheet, merged, rule
 from safety.verdicts import judge, margins_of
-from streams.contents import in_words, thumbnail
+from streams.contents import identity, in_words, thumbnail
 from streams.sample import Answer, Image, Sample
 from streams.scoring import blind_floor, score_all
 from streams.stream import Stream, Task
@@ -208,14 +208,14 @@ class Assessor:
     def keep_pictures(self, run: RunFolder) -> None:
         """Stores a thumbnail of every medium that is asked about, once a run folder, and says what
         no picture is; nothing of a withheld sample's."""
-        stored: dict[tuple[str, int], tuple[str, list[str]]] = {}
+        stored: dict[Hashable, tuple[str, list[str]]] = {}
         sets = [(task.name, task.test) for task in self.stream.tasks]
         sets += [(drawn.name, drawn.items) for drawn in self._probes]
         for where, samples in sets:
             for sample in samples:
                 kept = []
                 for medium in () if self._withholds(sample) else sample.media:
-                    key = medium.kind, id(medium.source)
+                    key = identity(medium)
                     if key not in stored:
                         said = [] if isinstance(medium, Image) else [in_words(medium)]
                         stored[key] = run.put_thumbnail(thumbnail(medium)), said

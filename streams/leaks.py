@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from streams.contents import content_hash
+from streams.contents import content_hash, identity
 from streams.media import open_image
 from streams.sample import Image, Medium, Sample
 from streams.scoring import normalise
@@ -173,7 +173,7 @@ class _Pictures:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._exact: dict[object, str] = {}
-        every = {_name(image): image for sample in samples for image in sample.images}
+        every = {identity(image): image for sample in samples for image in sample.images}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads work while it decodes
             self._near = dict(zip(every, pool.map(dhash, every.values()), strict=True))
 
@@ -185,7 +185,7 @@ class _Pictures:
 
     def hashes(self, samples: Sequence[Sample], images: int) -> np.ndarray:
         """[samples, images] of 64 bits."""
-        rows = [[self._near[_name(image)] for image in sample.images] for sample in samples]
+        rows = [[self._near[identity(image)] for image in sample.images] for sample in samples]
         return np.array(rows, dtype=np.uint64).reshape(len(samples), images)
 
     def closest(
@@ -213,15 +213,10 @@ class _Pictures:
         return (*turns, *(self._held(medium) for medium in sample.media))
 
     def _held(self, medium: Medium) -> str:
-        name = _name(medium)
+        name = identity(medium)
         if name not in self._exact:
             self._exact[name] = content_hash(medium)
         return self._exact[name]
-
-
-def _name(medium: Medium) -> tuple[str, object]:
-    source = medium.source
-    return medium.kind, id(source) if isinstance(source, np.ndarray) else source
 
 
 def _place(name: str, sample: Sample) -> Place:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.catalog import nearest
-from streams.contents import check
+from streams.contents import check, identity
 from streams.media import MediaError, inside
 from streams.sample import MEDIA, Kind, Medium, Message, Part, Role, Text, Video
 from streams.settings import SettingError
@@ -139,7 +139,7 @@ def sound_records(
 def check_media(records: Sequence[Record], problems: Problems) -> None:
     """Decodes every medium once. Pillow lets other threads work while it decodes."""
     users = {
-        (medium.kind, medium.source): (medium, record)
+        identity(medium): (medium, record)
         for record in reversed(records)
         for medium in record.media
     }

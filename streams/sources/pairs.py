@@ -35,7 +35,8 @@ class Pairs(Foldered):
                 reason = f"has {len(record.turns)} turns; a pair has one of human and one of gpt"
                 problems.add(record.place, reason)
             elif not record.media:
-                problems.add(record.place, "has no image or other medium; a pair has one, and a caption")
+                reason = "has no image or other medium; a pair has one, and a caption"
+                problems.add(record.place, reason)
             else:
                 asked, caption = record.turns
                 bare = Message(role="user", parts=asked.media)
