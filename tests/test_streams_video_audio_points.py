@@ -167,20 +167,24 @@ def test_a_film_is_read_frame_by_frame(tmp_path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for shade in (0, 100, 200):
             picture = np.full((48, 64, 3), shade, np.uint8)
+            picture[:24, :32] = 255
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
     found = video.open_video(path)
     assert found.shape == (3, 48, 64, 3)
-    assert np.abs(found.mean(axis=(1, 2, 3)) - (0, 100, 200)).max() < 4
+    assert np.abs(found[:, 30:, 40:].mean(axis=(1, 2, 3)) - (0, 100, 200)).max() < 4
+    assert (found[:, :20, :28] > 230).all()
     upright = path.read_bytes()
     # The matrix of a track that is turned by 90° to the right, as telephones write it.
     plain = b"".join(n.to_bytes(4, "big") for n in (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30))
     turned = b"".join(n.to_bytes(4, "big") for n in (0, 65536, 0, 2**32 - 65536, 0, 0, 0, 0, 2**30))
     at = upright.index(plain, upright.index(b"tkhd"))
     path.write_bytes(upright[:at] + turned + upright[at + len(plain) :])
-    assert video.open_video(path).shape == (3, 64, 48, 3)
+    found = video.open_video(path)
+    assert found.shape == (3, 64, 48, 3)
+    assert (found[:, :28, 28:] > 230).all()  # what was at the upper left is at the upper right
     path.write_bytes(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n")  # a list of other files
     assert "a.mp4" in refused(Video(source=path))
 
