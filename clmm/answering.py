@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -155,18 +156,22 @@ class Answerer:
     def check(self, samples: Sequence[Sample]) -> None:
         """Raises SampleError, naming the sample, for what would stop training later.
 
-        Every sample becomes tensors, and the first with an image goes through the model, which
-        refuses a number of placeholders that differs from its features.
+        Every sample becomes tensors, and the first with media of each kind goes through the model,
+        which refuses a number of placeholders that differs from its features.
         """
         self.batcher.check(samples)
-        seeing = next((sample for sample in samples if sample.images), None)
-        if seeing is not None:
+        firsts: dict[str, Sample] = {}
+        for sample in samples:
+            for medium in sample.media:
+                firsts.setdefault(medium.kind, sample)
+        for seeing in {id(sample): sample for sample in firsts.values()}.values():
             try:
-                self._spread(
-                    [0], lambda _: [self.model(**self._to_model(self.batcher.prompts([seeing])))]
-                )
+                self._spread([0], partial(self._pass, seeing))
             except (ValueError, RuntimeError) as error:
                 raise SampleError(f"sample {seeing.id}: the model refused it: {error}") from error
+
+    def _pass(self, sample: Sample, _: Sequence[int]) -> list[Any]:
+        return [self.model(**self._to_model(self.batcher.prompts([sample])))]
 
     def _direct(self, samples: Sequence[Sample], texts: Sequence[str]) -> list[float]:
         """One row for each pair; logits only where a label follows."""
@@ -231,8 +236,7 @@ class Answerer:
         """Plain greedy decoding, whatever sampling the model's own settings ask for."""
         own = _base(self.model).generation_config.eos_token_id
         ends = {self.batcher.turns.end_id, *(own if isinstance(own, list) else [own])} - {None}
-        media = {f"{kind}_token_id" for kind in ("image", "video", "audio")}
-        placeholders = {getattr(self.batcher.processor, name, None) for name in media} - {None}
+        placeholders = set(self.batcher.inputs.ids.values())
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -314,7 +318,7 @@ class Answerer:
 
 def _extent(sample: Sample) -> int:
     """Grows with the prompt's length, without opening its media."""
-    return sum(len(message.text) for message in sample.messages) + 1024 * len(sample.images)
+    return sum(len(message.text) for message in sample.messages) + 1024 * len(sample.media)
 
 
 def _base(model: Any) -> PreTrainedModel:

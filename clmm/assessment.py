@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ from safety.answering import Answering
 from safety.probing import Probe, run_probe
 from safety.scores import ProbeScores, Sheet, merged, rule
 from safety.verdicts import judge, margins_of
-from streams.media import thumbnail
-from streams.sample import Answer, Sample
+from streams.contents import identity, in_words, thumbnail
+from streams.sample import Answer, Image, Sample
 from streams.scoring import blind_floor, score_all
 from streams.stream import Stream, Task
 
@@ -69,6 +69,7 @@ class Assessor:
         self._reveal_unsafe = reveal_unsafe
         self._floors = {task.name: blind_floor(task) for task in stream.tasks}
         self._media: dict[tuple[str, str], list[str]] = {}
+        self._holds: dict[tuple[str, str], list[str]] = {}
 
     @property
     def items(self) -> dict[str, int]:
@@ -196,6 +197,7 @@ class Assessor:
             "outcome": outcome,
             "route": answer.route,
             "media": self._media.get((where, sample.id), []),
+            **({"holds": holds} if (holds := self._holds.get((where, sample.id))) else {}),
             "cluster": sample.cluster or None,
             "slice": None if part is None else str(part),
         }
@@ -204,25 +206,28 @@ class Assessor:
         return sample.withheld and not self._reveal_unsafe
 
     def keep_pictures(self, run: RunFolder) -> None:
-        """Stores a thumbnail of every picture that is asked about, once a run folder; none of a
-        withheld sample's."""
-        stored: dict[int, str] = {}
+        """Stores a thumbnail of every medium that is asked about, once a run folder, and says what
+        no picture is; nothing of a withheld sample's."""
+        stored: dict[Hashable, tuple[str, list[str]]] = {}
         sets = [(task.name, task.test) for task in self.stream.tasks]
         sets += [(drawn.name, drawn.items) for drawn in self._probes]
         for where, samples in sets:
             for sample in samples:
-                hashes = []
-                for image in () if self._withholds(sample) else sample.images:
-                    key = id(image.source)
+                kept = []
+                for medium in () if self._withholds(sample) else sample.media:
+                    key = identity(medium)
                     if key not in stored:
-                        stored[key] = run.put_thumbnail(thumbnail(image))
-                    hashes.append(stored[key])
-                self._media[where, sample.id] = hashes
+                        said = [] if isinstance(medium, Image) else [in_words(medium)]
+                        stored[key] = run.put_thumbnail(thumbnail(medium)), said
+                    kept.append(stored[key])
+                self._media[where, sample.id] = [name for name, _ in kept]
+                self._holds[where, sample.id] = [words for _, said in kept for words in said]
 
     def recall_pictures(self, base: StageFolder) -> None:
         """As `keep_pictures`, from the base's records: on resume nothing is drawn again."""
         for record in base.read_answers():
             self._media[record["set"], record["item"]] = record.get("media", [])
+            self._holds[record["set"], record["item"]] = record.get("holds", [])
 
 
 class _Drawn:

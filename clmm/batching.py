@@ -1,12 +1,12 @@
 """Samples become a model's tensors: prompts, training rows and rows to score.
 
-Works with any Hugging Face processor that has a chat template and an image processor, and knows no
-model. Prompt and answer are tokenised apart and joined, so training sees exactly the tokens that
-answering starts from. Each sample is processed alone and kept, so a row never depends on the batch
-it is in; media tensors are then joined along their first axis, padded with zeros where sizes
-differ, which is what LLaVA (`[images, 3, h, w]`), Qwen2-VL (`[patches, d]` and `image_grid_thw`)
-and Idefics3 (`[1, tiles, 3, h, w]` and `pixel_attention_mask`) expect of a batch. Nothing is ever
-truncated inside a prompt.
+Works with any Hugging Face processor that has a chat template; what media it takes, and how, is
+`clmm/processor_inputs.py`'s. Knows no model. Prompt and answer are tokenised apart and joined, so
+training sees exactly the tokens that answering starts from. Each sample is processed alone and
+kept, so a row never depends on the batch it is in; media tensors are then joined along their first
+axis, padded with zeros where sizes differ, which is what LLaVA (`[images, 3, h, w]`), Qwen2-VL
+(`[patches, d]` and `image_grid_thw`) and Idefics3 (`[1, tiles, 3, h, w]` and
+`pixel_attention_mask`) expect of a batch. Nothing is ever truncated inside a prompt.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image as Pillow
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from clmm import decoder_rows
 from clmm.encoded import Prompt, pack, unpack
+from clmm.processor_inputs import Inputs
 from clmm.turns import Turns
-from streams.media import open_image
-from streams.sample import Image, Sample, Text
+from streams.contents import files
+from streams.sample import Image, Medium, Sample, Text
 
 IGNORED = -100
 """The label of a token that is not learnt from, as in every Hugging Face model."""
@@ -68,12 +68,13 @@ class Batcher:
         self.processor = processor
         self.max_length = max_length
         self.turns = Turns.of(processor)
+        self.inputs = Inputs.of(processor)
         tokenizer = processor.tokenizer
         self.pad_id: int = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.turns.end_id
         )
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= {getattr(processor, "image_token_id", None)} - {None}
+        special |= set(self.inputs.ids.values())
         self._special = torch.tensor(sorted(special), dtype=torch.int64)
         self._encode_images = encode_images
         self._cache: OrderedDict[Hashable, Prompt] = OrderedDict()
@@ -87,7 +88,7 @@ class Batcher:
 
         `answers` are token ids to put in the references' place, such as sampled ones. Of an
         interleaved document all text after its message has labels, no special token has: they
-        stand for images and their borders.
+        stand for media and their borders.
 
         Raises SampleError when a row has no label or `max_length` leaves no room for the answer.
         """
@@ -164,8 +165,9 @@ class Batcher:
         fresh = {k: s for s in samples if (k := content(s)) not in self._cache}
         if not fresh:
             return
-        largest = self.encode([max(fresh.values(), key=lambda sample: len(sample.images))])[0]
-        room = (self._cache_limit - self._cache_bytes) // largest.size_bytes
+        most = [max(fresh.values(), key=partial(_shown, kind)) for kind in self.inputs.kinds]
+        largest = max(prompt.size_bytes for prompt in self.encode(most or list(fresh.values())[:1]))
+        room = (self._cache_limit - self._cache_bytes) // largest
         keys = list(fresh)[:room]
         chunks = [keys[i : i + FRESH_AT_ONCE] for i in range(0, len(keys), FRESH_AT_ONCE)]
         packed = spread(lambda chunk: pack(self.encode([fresh[key] for key in chunk])), chunks)
@@ -188,15 +190,14 @@ class Batcher:
         for message in sample.messages:
             self._require_plain(sample, message.text)
         try:
-            # As pictures, not arrays: processors take an array of three rows for three channels.
-            images = [Pillow.fromarray(open_image(image)) for image in sample.images]
+            given = self.inputs.keywords(sample)
         except ValueError as error:
             raise SampleError(f"{_name(sample)}: {error}") from error
         rendered = self.turns.render(sample)
         try:
             raw: dict[str, Any] = self.processor(
                 text=[rendered],
-                images=[images] if images else None,
+                **given,
                 return_tensors="pt",
                 add_special_tokens=self.turns.adds_special_tokens(rendered),
             )
@@ -213,35 +214,23 @@ class Batcher:
         for key, value in media.items():
             if not isinstance(value, Tensor) or key == "cross_attention_mask":
                 _refuse(sample, f"processors that return {key!r} this way are not supported")
-        self._check_placeholders(sample, ids, media)
+        try:
+            self.inputs.check(sample, ids, media)
+        except ValueError as error:
+            raise SampleError(f"{_name(sample)}: {error}") from None
         if self.max_length is not None and len(ids) > self.max_length:
             _refuse(
                 sample,
                 f"its prompt has {len(ids)} tokens, media included, but max_length is "
-                f"{self.max_length}; raise max_length or use smaller images",
+                f"{self.max_length}; raise max_length or use smaller media",
             )
         return Prompt(ids=ids, per_token=per_token, media=media)
 
     def _require_plain(self, sample: Sample, text: str) -> None:
-        image_token = getattr(self.processor, "image_token", None)
-        if image_token and image_token in text:
-            _refuse(sample, f"its text contains {image_token!r}, which stands for an image")
-
-    def _check_placeholders(
-        self, sample: Sample, ids: np.ndarray, media: dict[str, Tensor]
-    ) -> None:
-        """Placeholders must be there for every image, and as many as the media tensors say."""
-        token_id = getattr(self.processor, "image_token_id", None)
-        if token_id is None:
-            return
-        found, images = int((ids == token_id).sum()), len(sample.images)
-        if (found > 0) != (images > 0) or found < images:
-            _refuse(sample, f"{images} images but {found} image placeholders in its prompt")
-        if "image_grid_thw" in media:
-            merge = self.processor.image_processor.merge_size**2
-            features = int(media["image_grid_thw"].prod(dim=1).sum()) // merge
-            if features != found:
-                _refuse(sample, f"{features} image features but {found} image placeholders")
+        try:
+            self.inputs.require_plain(text)
+        except ValueError as error:
+            raise SampleError(f"{_name(sample)}: {error}") from None
 
     def _with_features(self, prompts: list[Prompt]) -> list[Prompt]:
         assert self._encode_images is not None
@@ -261,7 +250,7 @@ class Batcher:
 
     def _whole(self, sample: Sample) -> Sample | None:
         """An interleaved document as one message; None for what has text alone to answer."""
-        if not any(isinstance(part, Image) for part in sample.reference):
+        if all(isinstance(part, Text) for part in sample.reference):
             return None
         if not sample.plain or self.decoder_start is not None:
             _refuse(sample, "its reference holds media, but this model answers in text only")
@@ -274,7 +263,7 @@ class Batcher:
 
     def _head(self, sample: Sample) -> int:
         """How many tokens a document's message has; none where all of it is to be learnt."""
-        given = sample.messages[0].images or sample.messages[0].text
+        given = sample.messages[0].media or sample.messages[0].text
         return len(self.encode([sample])[0].ids) if given else 0
 
     def _reference_ids(self, sample: Sample) -> tuple[int, ...]:
@@ -382,13 +371,21 @@ def content(sample: Sample) -> Hashable:
     return ("plain", *turns) if sample.plain else turns
 
 
-def _digest(image: Image) -> Hashable:
-    source = image.source
-    if isinstance(source, np.ndarray):
+def _digest(medium: Medium) -> Hashable:
+    """A file may be an image here and a video there: but for an image the kind is part of it."""
+    kind = (
+        () if isinstance(medium, Image) else (medium.kind, getattr(medium, "sampling_rate", None))
+    )
+    if isinstance(source := medium.source, np.ndarray):
         data = np.ascontiguousarray(source).data
-        return source.shape, hashlib.blake2b(data, digest_size=16).digest()
-    status = source.stat() if source.exists() else None
-    return str(source), status and (status.st_mtime_ns, status.st_size)
+        return *kind, source.shape, hashlib.blake2b(data, digest_size=16).digest()
+    found = [file.stat() if file.exists() else None for file in files(medium)]
+    states = [status and (status.st_mtime_ns, status.st_size) for status in found]
+    return *kind, str(source), *states
+
+
+def _shown(kind: str, sample: Sample) -> int:
+    return sum(medium.kind == kind for medium in sample.media)
 
 
 def _name(sample: Sample) -> str:

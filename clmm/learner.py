@@ -325,9 +325,9 @@ class Learner:
                 seed=self.seed,
                 plugins=[*self._method.plugins, *self._stock],
                 objectives=self._objectives,
-                # Samples without an image leave a projector without a gradient.
+                # Samples without media of an input leave its projector without a gradient.
                 find_unused_parameters=not all(
-                    s.images
+                    self.batcher.inputs.all_shown(s)
                     for samples in (*(t.train for t in self.stream.tasks), self.mixed_in)
                     for s in samples
                 ),

@@ -10,10 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from clmm.strategy import Context
 from clmm.training import derived_seed
+from streams.contents import stored_bytes
 from streams.sample import Part, Sample, Text
 from streams.settings import SettingError
 from streams.stream import Stream
@@ -191,7 +190,7 @@ def named(ids: Sequence[str], pool: Any) -> Any:
 
 
 def sample_bytes(sample: Sample) -> int:
-    """What keeping a sample costs: its images and its text."""
+    """What keeping a sample costs: its media and its text."""
     return prompt_bytes(sample) + _bytes((*sample.reference, *sample.rejected))
 
 
@@ -201,11 +200,6 @@ def prompt_bytes(sample: Sample) -> int:
 
 
 def _bytes(parts: Sequence[Part]) -> int:
-    total = 0
-    for part in parts:
-        if isinstance(part, Text):
-            total += len(part.text.encode())
-        else:
-            source = part.source
-            total += source.nbytes if isinstance(source, np.ndarray) else source.stat().st_size
-    return total
+    return sum(
+        len(part.text.encode()) if isinstance(part, Text) else stored_bytes(part) for part in parts
+    )

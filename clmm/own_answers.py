@@ -23,16 +23,15 @@ from streams.sample import Sample, Text
 class OwnAnswers(Reservoir):
     """A reservoir of prompts; each is answered once, by the model that has just learnt its task.
 
-    Only training samples of the stage are taken, and none whose prompt (words and pictures) a
-    test item of any task of the stream has. An empty answer, or one with the word that stands
-    for an image, is not replayed: nothing could be learnt from it. Withheld samples are not
+    Only training samples of the stage are taken, and none whose prompt (words and media) a
+    test item of any task of the stream has. An empty answer, or one with a word that stands
+    for a medium, is not replayed: nothing could be learnt from it. Withheld samples are not
     taken: their answers would be saved.
     """
 
     def __init__(self, context: Context, *, size: int, share: float, max_new_tokens: int) -> None:
         super().__init__(size=size, share=share, seed=context.seed)
         self._batcher, self._max_new_tokens = context.batcher, max_new_tokens
-        self._image_token = getattr(context.batcher.processor, "image_token", None)
         self._tasks = context.stream.tasks
         self.answers: dict[str, str] = {}
         """Sample id → what the model answered."""
@@ -67,7 +66,8 @@ class OwnAnswers(Reservoir):
         return {content(sample) for task in self._tasks for sample in task.test}
 
     def _usable(self, text: str) -> bool:
-        return bool(text.strip()) and not (self._image_token and self._image_token in text)
+        tokens = self._batcher.inputs.tokens.values()
+        return bool(text.strip()) and not any(token in text for token in tokens)
 
     def _answered(self, sample: Sample) -> Sample:
         return replace(sample, reference=(Text(text=self.answers[sample.id]),))

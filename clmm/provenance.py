@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from streams.sample import Image, Sample, Text
+from streams.contents import files
+from streams.sample import Image, Part, Sample, Text
 
 PACKAGES = ("clmm-lab", "torch", "transformers", "peft", "accelerate", "avalanche-lib", "numpy")
 HASHED_BYTES = 2**16
@@ -87,7 +88,7 @@ def device() -> dict[str, Any]:
 
 
 def hash_samples(samples: Iterable[Sample]) -> str:
-    """SHA-256 over ids, messages, references, rejected answers and pictures, in order."""
+    """SHA-256 over ids, messages, references, rejected answers and media, in order."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"\n{sample.id}\0{sample.scorer}".encode())
@@ -106,12 +107,16 @@ def hash_samples(samples: Iterable[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(part: Text | Image) -> bytes:
+def _bytes(part: Part) -> bytes:
     if isinstance(part, Text):
         return part.text.encode()
+    # An animated picture may be an image here and a video there.
+    head = b"" if isinstance(part, Image) else f"\0{part.kind}\0".encode()
     if isinstance(part.source, np.ndarray):
-        return np.ascontiguousarray(part.source).tobytes()
-    return _file_digest(str(part.source))
+        rate = getattr(part, "sampling_rate", None)
+        shape = b"" if isinstance(part, Image) else f"{part.source.shape} {rate}".encode()
+        return head + shape + np.ascontiguousarray(part.source).tobytes()
+    return head + b"".join(_file_digest(str(file)) for file in files(part))
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clmm.answering import Answerer
 from clmm.batching import Batcher, content
-from clmm.routing_features import Features, evenly, image_and_text, image_token
+from clmm.routing_features import Features, evenly, image_and_text, media_tokens
 from clmm.strategy import BASE, Router, Weights
 from streams.sample import Answer, Sample, Text
 
@@ -56,7 +56,7 @@ class PrototypeRouter:
         quantile: float = 0.99,
         margin: float = 1.1,
     ) -> None:
-        image_token(batcher)
+        media_tokens(batcher)
         self._quantile, self._margin = quantile, margin
         self._tasks: dict[str, dict[str, Tensor]] = {}
         self.features = Features(model, batcher, weights, image_and_text)

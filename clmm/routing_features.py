@@ -64,21 +64,21 @@ def evenly(samples: Sequence[Sample]) -> list[Sample]:
     return [samples[i] for i in range(0, len(samples), -(-len(samples) // LEARNT))]
 
 
-def image_token(batcher: Batcher) -> int:
-    """The token that stands for a vector of an image; ValueError where there is none."""
-    token: int | None = getattr(batcher.processor, "image_token_id", None)
-    if token is None:
+def media_tokens(batcher: Batcher) -> Tensor:
+    """The tokens that stand for a vector of a medium [tokens]; ValueError where there is none."""
+    if not batcher.inputs.ids:
         raise ValueError(f"{type(batcher.processor).__name__} names no token for images")
-    return token
+    return torch.tensor(sorted(batcher.inputs.ids.values()))
 
 
 def image_and_text(model: nn.Module, batcher: Batcher, samples: Sequence[Sample]) -> Tensor:
-    """The mean projected image token and the mean embedded text token of each prompt."""
+    """The mean projected token of images or other media and the mean embedded text token of each
+    prompt."""
     prompts = batcher.prompts(samples)
     embedded = embedded_inputs(model, prompts).float().cpu()
     there = prompts["attention_mask"].bool()
-    image = there & (prompts["input_ids"] == image_token(batcher))
-    return torch.stack([_mean(embedded, image), _mean(embedded, there & ~image)], dim=1)
+    media = there & torch.isin(prompts["input_ids"], media_tokens(batcher))
+    return torch.stack([_mean(embedded, media), _mean(embedded, there & ~media)], dim=1)
 
 
 def words(model: Any, batcher: Batcher, samples: Sequence[Sample]) -> Tensor:

@@ -17,7 +17,7 @@ from clmm.adapters_mixed import MixedLora, Rows, RowsUnknown
 from clmm.answering import Answerer
 from clmm.batching import Batch, Batcher, content
 from clmm.routing_anchors import AnchorRouter
-from clmm.routing_features import image_token
+from clmm.routing_features import media_tokens
 from clmm.strategy import BASE
 from streams.sample import Answer, Sample
 
@@ -90,7 +90,7 @@ class _Noting:
         self, batcher: Batcher, weights: MixedLora, shares: dict[Hashable, Tensor]
     ) -> None:
         self._batcher, self._weights, self._shares = batcher, weights, shares
-        self._image_token = image_token(batcher)
+        self._media_tokens = media_tokens(batcher)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batcher, name)
@@ -104,6 +104,6 @@ class _Noting:
     def _noted(self, samples: Sequence[Sample], batch: Batch) -> Batch:
         self._weights.rows = Rows(
             shares=torch.stack([self._shares[content(sample)] for sample in samples]),
-            media=(batch["input_ids"] == self._image_token).sum(dim=1),
+            media=torch.isin(batch["input_ids"], self._media_tokens).sum(dim=1),
         )
         return batch

@@ -129,7 +129,9 @@ class NamingRouter:
                     online=False,
                 ),
                 seed=self._context.seed,
-                find_unused_parameters=not all(sample.images for sample in samples),
+                find_unused_parameters=not all(
+                    map(self._context.batcher.inputs.all_shown, samples)
+                ),
             )
             trainer.clock.train_exp_counter = stage - 1
             with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from clmm.configuration_mmllm import MMLLMConfig
-from clmm.turns import PLAIN_TEMPLATE
+from clmm.processor_inputs import placeholders
+from clmm.turns import plain_template
 from streams.settings import SettingError
 
 
@@ -25,8 +26,7 @@ def template_of(source: Any, *, otherwise: str | None = None) -> str:
             found = found.get("default")
         if found:
             return str(found)
-    token = getattr(source, "image_token", None) or getattr(source, "audio_token", None)
-    return otherwise or PLAIN_TEMPLATE.replace("IMAGE_TOKEN", str(token))
+    return otherwise or plain_template(placeholders(source))
 
 
 def check(processor: Any, config: MMLLMConfig) -> None:

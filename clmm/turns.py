@@ -6,20 +6,23 @@ plain form of the first LLaVA models is used: `USER: <image>\\n… ASSISTANT:`.
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from transformers import ProcessorMixin
 
-from streams.sample import Image, Sample
+from clmm.processor_inputs import placeholders
+from streams.sample import Kind, Sample, Text
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ '' }}{% else %}{{ message['role'].upper() + ': ' }}"
     "{% endif %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ 'IMAGE_TOKEN\\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ PLACEHOLDERS.get(part['type'], '') + '\\n' }}{% endif %}"
     "{% endfor %}{{ ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
@@ -44,23 +47,23 @@ class Turns:
     def of(cls, processor: ProcessorMixin) -> Turns:
         """Reads the template by writing one conversation.
 
-        Raises ValueError when neither a template nor an image token is known, or the template
+        Raises ValueError when neither a template nor a placeholder is known, or the template
         drops what users say. Warns when the plain template stands in for a missing one.
         """
         template = None
         if not (processor.chat_template or processor.tokenizer.chat_template):
-            image_token = getattr(processor, "image_token", None)
-            if not image_token:
+            tokens = placeholders(processor)
+            if not tokens:
                 raise ValueError(
                     f"{type(processor).__name__} has neither a chat template nor an image token, "
                     "so no prompt can be written; add chat_template.jinja to the model's folder"
                 )
             warnings.warn(
                 f"{type(processor).__name__} has no chat template; prompts are written as "
-                f"'USER: {image_token}\\n… ASSISTANT:'",
+                f"'USER: {next(iter(tokens.values()))}\\n… ASSISTANT:'",
                 stacklevel=3,
             )
-            template = PLAIN_TEMPLATE.replace("IMAGE_TOKEN", image_token)
+            template = plain_template(tokens)
         elif not processor.chat_template:
             template = processor.tokenizer.chat_template
         question = [_turn("user", "question-goes-here")]
@@ -85,18 +88,20 @@ class Turns:
     def render(self, sample: Sample) -> str:
         """The prompt's text: all turns and the opening of the assistant's next one.
 
-        Of a plain sample its words and what stands for its images, one after another.
+        Of a plain sample its words and what stands for its media, one after another.
         """
         if sample.plain:
             parts = sample.messages[0].parts
-            return "".join(self.image if isinstance(part, Image) else part.text for part in parts)
+            return "".join(
+                part.text if isinstance(part, Text) else self._medium(part.kind) for part in parts
+            )
         turns = [
             {
                 "role": message.role,
                 "content": [
-                    {"type": "image"}
-                    if isinstance(part, Image)
-                    else {"type": "text", "text": part.text}
+                    {"type": "text", "text": part.text}
+                    if isinstance(part, Text)
+                    else {"type": part.kind}
                     for part in message.parts
                 ],
             }
@@ -104,21 +109,20 @@ class Turns:
         ]
         return _render(self.processor, self.template, turns, opening=True)
 
-    @cached_property
-    def image(self) -> str:
-        """What stands for an image: some templates put marks around the image token.
+    def _medium(self, kind: Kind) -> str:
+        """What stands for a medium: some templates put marks around the placeholder.
 
-        The image token itself where the template moves images to another place.
+        The placeholder itself where the template moves media to another place.
         """
         parts: list[dict[str, str]] = [
             {"type": "text", "text": _MARK},
-            {"type": "image"},
+            {"type": kind},
             {"type": "text", "text": _MARK},
         ]
         turn = {"role": "user", "content": parts}
         written = _render(self.processor, self.template, [turn], opening=False)
         found = written.partition(_MARK)[2].partition(_MARK)[0].strip()
-        return found or getattr(self.processor, "image_token", "")
+        return found or placeholders(self.processor).get(kind, "")
 
     def adds_special_tokens(self, rendered: str) -> bool:
         """False where the template already wrote the start token."""
@@ -139,6 +143,11 @@ class Turns:
         if whole[: len(head)] != head:
             whole = head + tokenizer.encode(self.glue + text, add_special_tokens=False)
         return (*whole[len(head) :], self.end_id)
+
+
+def plain_template(tokens: Mapping[Kind, str]) -> str:
+    """The plain form, with each kind's placeholder in front of what follows it."""
+    return PLAIN_TEMPLATE.replace("PLACEHOLDERS", json.dumps(tokens, ensure_ascii=False))
 
 
 def _turn(role: str, text: str) -> dict[str, Any]:

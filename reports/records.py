@@ -115,6 +115,7 @@ class AnswerRecord(TypedDict):
     outcome: NotRequired[float | str | None]  # 1 right, 0 wrong, or a label such as "refuse"
     route: NotRequired[str | None]
     media: NotRequired[list[str]]  # hashes in media/
+    holds: NotRequired[list[str]]  # media that are no pictures, such as "audio, 1.00 s at 8,000 Hz"
     cluster: NotRequired[str | None]
     slice: NotRequired[str | None]
 

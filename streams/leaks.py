@@ -8,6 +8,8 @@ tasks among the training samples of all tasks; `between` compares any two sets. 
   bits of one another by difference hash (dHash, Krawetz 2013): the picture's greys, averaged over
   8 × 9 fields, give 64 bits that say which of two neighbours in a row is brighter.
 
+Videos, recordings and point clouds must be the same in both cases, bit for bit.
+
 A hash knows greys and rough form alone. So it forgives another size, format or brightness; it also
 takes for near what differs in colour only or in a small detail, as drawn scenes and handwritten
 digits do. `same_answer` tells such pairs from copies. Knows no model.
@@ -22,8 +24,9 @@ from typing import Literal
 
 import numpy as np
 
-from streams.media import content_hash, open_image
-from streams.sample import Image, Sample
+from streams.contents import content_hash, identity
+from streams.media import open_image
+from streams.sample import Image, Medium, Sample
 from streams.scoring import normalise
 from streams.stream import Stream
 
@@ -31,6 +34,7 @@ NEAR = 4
 """Most differing bits, of 64, between the hashes of two pictures that count as near."""
 _COMPARED = 2**21
 """Pairs compared at a time, so that memory stays small."""
+_Shared = tuple[str, int, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +107,12 @@ def between(
     """
     here, there = _flat(first), _flat(second)
     pictures = _Pictures([sample for _, sample in (*here, *there)])
-    groups: dict[tuple[str, int], list[int]] = {}
+    groups: dict[_Shared, list[int]] = {}
     for index, (_, sample) in enumerate(here):
-        groups.setdefault(_text(sample), []).append(index)
-    wanted: dict[tuple[str, int], list[int]] = {}
+        groups.setdefault(pictures.shared(sample), []).append(index)
+    wanted: dict[_Shared, list[int]] = {}
     for index, (_, sample) in enumerate(there):
-        if (key := _text(sample)) in groups:
+        if (key := pictures.shared(sample)) in groups:
             wanted.setdefault(key, []).append(index)
     found: dict[int, Leak] = {}
     for key, asked in wanted.items():
@@ -148,12 +152,6 @@ def _flat(sets: Mapping[str, Sequence[Sample]]) -> list[tuple[str, Sample]]:
     return [(name, sample) for name, samples in sets.items() for sample in samples]
 
 
-def _text(sample: Sample) -> tuple[str, int]:
-    """What two near prompts share: their normalised turns and the number of their pictures."""
-    turns = [f"{role}: {normalise(text)}" for role, text in _turns(sample)]
-    return "\n".join(turns), len(sample.images)
-
-
 def _turns(sample: Sample) -> list[tuple[str, str]]:
     """A document that begins with text has no prompt: its text stands for it."""
     if not any(message.parts for message in sample.messages):
@@ -171,17 +169,23 @@ def _distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 class _Pictures:
-    """Hashes of pictures, each made once; a path that many samples name is one picture."""
+    """Hashes of media, each made once; a path that many samples name is one picture."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._exact: dict[object, str] = {}
-        every = {_name(image): image for sample in samples for image in sample.images}
+        every = {identity(image): image for sample in samples for image in sample.images}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads work while it decodes
             self._near = dict(zip(every, pool.map(dhash, every.values()), strict=True))
 
+    def shared(self, sample: Sample) -> _Shared:
+        """What two near prompts share: their turns, normalised, how many pictures, other media."""
+        turns = [f"{role}: {normalise(text)}" for role, text in _turns(sample)]
+        others = tuple(self._held(one) for one in sample.media if not isinstance(one, Image))
+        return "\n".join(turns), len(sample.images), others
+
     def hashes(self, samples: Sequence[Sample], images: int) -> np.ndarray:
         """[samples, images] of 64 bits."""
-        rows = [[self._near[_name(image)] for image in sample.images] for sample in samples]
+        rows = [[self._near[identity(image)] for image in sample.images] for sample in samples]
         return np.array(rows, dtype=np.uint64).reshape(len(samples), images)
 
     def closest(
@@ -206,17 +210,13 @@ class _Pictures:
 
     def _prompt(self, sample: Sample) -> tuple[object, ...]:
         turns = _turns(sample)
-        return (*turns, *(self._pixels(image) for image in sample.images))
+        return (*turns, *(self._held(medium) for medium in sample.media))
 
-    def _pixels(self, image: Image) -> str:
-        name = _name(image)
+    def _held(self, medium: Medium) -> str:
+        name = identity(medium)
         if name not in self._exact:
-            self._exact[name] = content_hash(image)
+            self._exact[name] = content_hash(medium)
         return self._exact[name]
-
-
-def _name(image: Image) -> object:
-    return id(image.source) if isinstance(image.source, np.ndarray) else image.source
 
 
 def _place(name: str, sample: Sample) -> Place:

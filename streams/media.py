@@ -1,13 +1,12 @@
-"""Opens media that nobody has vouched for: as pixels, as a hash, as a thumbnail.
+"""Opens pictures that nobody has vouched for, and says why where a media file cannot be used.
 
 Knows files and arrays; knows no sample format and no model. Everything that can go wrong with a
-media file becomes a MediaError that says which file and why.
+media file becomes a MediaError that says which file and why. What is not a picture is opened in
+`streams/video.py`, `streams/audio.py` and `streams/points.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ MOST_PIXELS = 50_000_000
 """More than any photograph that a model would see; a bomb declares thousands of times as many."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Plain pixel formats. Pillow would also start an interpreter for PostScript."""
-THUMBNAIL_SIDE = 224
 
 
 class MediaError(ValueError):
@@ -57,25 +55,30 @@ def open_image(image: Image | Path | np.ndarray) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return Image(source=source).source  # type: ignore[return-value]  # checks the array
     try:
-        with _opened(source) as picture:
-            if picture.mode.startswith(("I", "F")):
-                reason = f"mode {picture.mode}: more than 8 bits a channel; save it as 8-bit RGB"
-                raise MediaError(f"{source}: {reason}")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.has_transparency_data:
-                layer = upright.convert("RGBA")
-                upright = Pillow.alpha_composite(Pillow.new("RGBA", layer.size, "white"), layer)
-            return np.array(upright.convert("RGB"))
+        with opened(source) as picture:
+            return upright(picture, source)
     except MediaError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file
-        raise MediaError(f"{source}: {_reason(error)}") from None
+        raise MediaError(f"{source}: {reason(error)}") from None
+
+
+def upright(picture: Pillow.Image, path: Path) -> np.ndarray:
+    """The pixels of a picture that is open: uint8 [height, width, 3]."""
+    if picture.mode.startswith(("I", "F")):
+        why = f"mode {picture.mode}: more than 8 bits a channel; save it as 8-bit RGB"
+        raise MediaError(f"{path}: {why}")
+    turned = ImageOps.exif_transpose(picture)
+    if turned.has_transparency_data:
+        layer = turned.convert("RGBA")
+        turned = Pillow.alpha_composite(Pillow.new("RGBA", layer.size, "white"), layer)
+    return np.array(turned.convert("RGB"))
 
 
 def check_image(path: Path) -> None:
     """Raises MediaError exactly when `open_image` would; JPEG is decoded at an eighth, fast."""
     try:
-        with _opened(path) as picture:
+        with opened(path) as picture:
             if picture.format == "JPEG":
                 picture.draft("RGB", (picture.width // 8 or 1, picture.height // 8 or 1))
                 picture.load()
@@ -83,28 +86,11 @@ def check_image(path: Path) -> None:
     except MediaError:
         raise
     except Exception as error:
-        raise MediaError(f"{path}: {_reason(error)}") from None
+        raise MediaError(f"{path}: {reason(error)}") from None
     open_image(path)
 
 
-def content_hash(image: Image) -> str:
-    """SHA-256 of the pixels and their shape: the same for a file, its copy and its array."""
-    pixels = open_image(image)
-    digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
-
-
-def thumbnail(image: Image, side: int = THUMBNAIL_SIDE) -> bytes:
-    """A PNG no larger than `side` pixels either way; small pictures keep their size."""
-    picture = Pillow.fromarray(open_image(image))
-    picture.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _opened(path: Path) -> Pillow.Image:
+def opened(path: Path) -> Pillow.Image:
     """Reads the header alone. The size is checked here, before any pixel is decoded."""
     picture = Pillow.open(path, formats=FORMATS)
     if picture.width * picture.height > MOST_PIXELS:
@@ -114,11 +100,20 @@ def _opened(path: Path) -> Pillow.Image:
     return picture
 
 
-def _reason(error: Exception) -> str:
+def mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file, of which nothing is read yet but its shape and type.
+
+    Never an object array: those are pickles. Raises ValueError or OSError for another file.
+    """
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in words."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, IsADirectoryError):
-        return "is a folder, not an image"
+        return "is a folder, not a file"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     if isinstance(error, Pillow.UnidentifiedImageError):

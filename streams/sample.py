@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 Role = Literal["system", "user", "assistant"]
+Kind = Literal["image", "video", "audio", "points"]
+"""What a medium is, as chat templates, data files and a model's inputs name it."""
 Scorer = Literal["yes_no", "exact", "contains", "first_letter", "vqa", "iou", "rouge_l"]
 
 
@@ -37,19 +39,118 @@ class Image:
     """An image: a path to a file, or an array of shape [height, width, 3], dtype uint8."""
 
     source: Path | np.ndarray
+    withheld: bool = False
+    """Whether its sample is withheld; neither its path nor its pixels are then shown."""
+
+    kind: ClassVar[Kind] = "image"
 
     def __post_init__(self) -> None:
-        array = self.source
-        if isinstance(array, np.ndarray) and (
+        if isinstance(array := self.source, np.ndarray) and (
             array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3
         ):
-            raise ValueError(
-                f"image: an array must have shape [height, width, 3] and dtype uint8, "
-                f"not {list(array.shape)} and {array.dtype}"
-            )
+            raise _misshapen(self, "[height, width, 3] and dtype uint8")
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
-Part = Text | Image
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Video:
+    """A video: a path to a file or a folder of frames, or [frames, height, width, 3], uint8.
+
+    Frames are at even distances in time; how far apart is not kept.
+    """
+
+    source: Path | np.ndarray
+    withheld: bool = False
+    """As an image's."""
+
+    kind: ClassVar[Kind] = "video"
+
+    def __post_init__(self) -> None:
+        if isinstance(array := self.source, np.ndarray) and (
+            array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size
+        ):
+            raise _misshapen(self, "[frames, height, width, 3] and dtype uint8")
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Audio:
+    """A recording: a path to a file, or a wave [samples], float32 in [−1, 1], and its rate."""
+
+    source: Path | np.ndarray
+    sampling_rate: int | None = None
+    """In Hz; of a wave alone, for a file says its own."""
+    withheld: bool = False
+    """As an image's."""
+
+    kind: ClassVar[Kind] = "audio"
+
+    def __post_init__(self) -> None:
+        rate = self.sampling_rate
+        if not isinstance(array := self.source, np.ndarray):
+            if rate is not None:
+                raise ValueError(f"audio: a file says its own sampling rate; leave out {rate}")
+            return
+        if array.dtype != np.float32 or array.ndim != 1 or not array.size:
+            raise _misshapen(self, "[samples] and dtype float32")
+        if not isinstance(rate, int) or rate < 1:
+            raise ValueError(f"audio: a wave needs its sampling_rate in Hz; got {rate!r}")
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Points:
+    """A point cloud: a path to a .npy file, or float32 [points, 3], or [points, 6] with colours.
+
+    Coordinates are x, y, z in any unit; colours are red, green, blue in [0, 1].
+    """
+
+    source: Path | np.ndarray
+    withheld: bool = False
+    """As an image's."""
+
+    kind: ClassVar[Kind] = "points"
+
+    def __post_init__(self) -> None:
+        if isinstance(array := self.source, np.ndarray) and (
+            array.dtype != np.float32
+            or array.ndim != 2
+            or array.shape[1] not in (3, 6)
+            or not array.size
+        ):
+            raise _misshapen(self, "[points, 3] or [points, 6] and dtype float32")
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+Medium = Image | Video | Audio | Points
+Part = Text | Medium
+MEDIA: tuple[type[Medium], ...] = (Image, Video, Audio, Points)
+
+
+def _misshapen(medium: Medium, wanted: str) -> ValueError:
+    array = np.asarray(medium.source)
+    return ValueError(
+        f"{medium.kind}: an array must have shape {wanted}, not {list(array.shape)} and "
+        f"{array.dtype}"
+    )
+
+
+def _shown(medium: Medium) -> str:
+    """A path, or an array's shape: never what is in it, and nothing of a withheld one."""
+    source, name = medium.source, type(medium).__name__
+    if medium.withheld:
+        return f"{name}(withheld)"
+    if isinstance(source, np.ndarray):
+        return f"{name}(source={source.dtype} {list(source.shape)})"
+    return f"{name}(source={source!r})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +163,10 @@ class Message:
     @property
     def text(self) -> str:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        return tuple(part for part in self.parts if not isinstance(part, Text))
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -92,11 +197,11 @@ class Sample:
     `rejected` is an answer that was liked less than the reference; preference learning needs it.
     A `plain` sample is text and media as they stand, without a chat template, as models are
     pre-trained on: its one message is what is given, perhaps nothing, its reference what follows,
-    which may hold images too (an interleaved document).
+    which may hold media too (an interleaved document).
 
     A `withheld` sample's texts and media are never stored, logged or shown: a run keeps its id,
     hashes, lengths and labels. Items of harmful external sets are withheld. Their parts are marked,
-    so that no repr of the sample, a message, a text or the metadata quotes them.
+    so that no repr of the sample, a message, a part or the metadata quotes them.
     """
 
     id: str
@@ -138,6 +243,11 @@ class Sample:
         return self.messages[-1].text
 
     @property
+    def media(self) -> tuple[Medium, ...]:
+        """All that is asked about, in reading order."""
+        return tuple(medium for message in self.messages for medium in message.media)
+
+    @property
     def images(self) -> tuple[Image, ...]:
         return tuple(image for message in self.messages for image in message.images)
 
@@ -154,7 +264,7 @@ class _Closed(dict[str, Any]):
 
 
 def _marked(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return tuple(replace(one, withheld=True) if isinstance(one, Text) else one for one in parts)
+    return tuple(replace(one, withheld=True) for one in parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,15 +287,18 @@ def ask(
     answer: str,
     provenance: Provenance,
     image: Image | None = None,
+    medium: Medium | None = None,
     scorer: Scorer = "exact",
     cluster: str = "",
     metadata: Mapping[str, Any] | None = None,
     withheld: bool = False,
 ) -> Sample:
-    """The commonest sample: one user turn, an image at most before the question, a text answer."""
-    parts: tuple[Part, ...] = (
-        (Text(text=question),) if image is None else (image, Text(text=question))
-    )
+    """The commonest sample: one user turn, media before the question if any, a text answer.
+
+    An image, which most ask about, and any medium.
+    """
+    shown = tuple(one for one in (image, medium) if one is not None)
+    parts: tuple[Part, ...] = (*shown, Text(text=question))
     return Sample(
         id=id,
         messages=(Message(role="user", parts=parts),),

@@ -12,8 +12,9 @@ import pytest
 from scipy.stats import binom, chi2_contingency
 
 from streams import leaks, phrasings, world
+from streams.contents import content_hash
 from streams.loading import load_stream
-from streams.media import content_hash, open_image
+from streams.media import open_image
 from streams.sample import Sample
 from streams.settings import SettingError
 from streams.sources._drawn import Drawn, side

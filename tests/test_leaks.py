@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,17 @@ from PIL import Image as Pillow
 from streams import leaks
 from streams.loading import load_stream
 from streams.media import MediaError
-from streams.sample import Image, Provenance, Sample, ask
+from streams.sample import (
+    Audio,
+    Image,
+    Medium,
+    Message,
+    Provenance,
+    Sample,
+    Text,
+    Video,
+    ask,
+)
 from streams.stream import Stream, Task
 
 
@@ -170,3 +181,31 @@ def test_ten_thousand_samples_take_seconds() -> None:
     started = time.process_time()
     between(train, [*test, sample("leak", pictures[17])])
     assert time.process_time() - started < 10
+
+
+def test_other_media_must_be_the_same_bit_for_bit(tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).uniform(-1, 1, 400).astype(np.float32)
+    other = wave.copy()
+    other[0] = 0
+    film = np.zeros((3, 8, 8, 3), np.uint8)
+    file = tmp_path / "film.npy"
+    np.save(file, film)
+
+    def asked(id: str, *media: Medium) -> Sample:
+        parts = (*media, Text(text="What is it?"))
+        return replace(sample(id), messages=(Message(role="user", parts=parts),))
+
+    sound, changed = (Audio(source=one, sampling_rate=8000) for one in (wave, other))
+    train = [asked("sound", sound), asked("film", Video(source=film)), asked("none")]
+    assert kinds(train, [asked("a", Audio(source=wave.copy(), sampling_rate=8000))]) == [
+        ("exact", "sound", "a")
+    ]
+    assert kinds(train, [asked("b", Video(source=file))]) == [("exact", "film", "b")]
+    assert not kinds(train, [asked("c", changed), asked("d", sound, Video(source=film))])
+    assert not kinds(train, [asked("e", replace(sound, sampling_rate=9000))])
+    # Beside the same recording pictures are compared as ever.
+    shown = photo(1)
+    brighter = (shown * 0.9 + 20).astype(np.uint8)
+    train = [asked("both", sound, Image(source=shown))]
+    assert kinds(train, [asked("f", sound, Image(source=brighter))]) == [("near", "both", "f")]
+    assert not kinds(train, [asked("g", changed, Image(source=brighter))])

@@ -182,7 +182,7 @@ def test_herding_needs_a_frozen_base() -> None:
     full, refusal = Replay(policy="herding", tuning="full"), r"policy: herding .* is trained here"
     with learner(full) as one, pytest.raises(SettingError, match=refusal):
         one.train_stage(1)
-    blind = SimpleNamespace(processor=SimpleNamespace())
+    blind = SimpleNamespace(processor=SimpleNamespace(), inputs=SimpleNamespace(ids={}))
     context: Any = SimpleNamespace(model=tiny_streams.loaded().model, batcher=blind)
     with pytest.raises(ValueError, match="names no token for images"):
         Herding(context)

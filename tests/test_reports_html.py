@@ -165,6 +165,7 @@ def _answers(
                 "answer": (HOSTILE if i % 5 == 0 else "No.") if wrong else "Yes.",
                 "outcome": ("comply" if wrong else "refuse") if name == "refusal" else 1 - wrong,
                 "media": [media[i]] if name != "refusal" else [],
+                "holds": [f"audio, {HOSTILE}"] if i == 0 else [],
                 "slice": "adversarial" if name == "existence" else None,
                 "cluster": f"c{i}",
             }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from streams import media
+from streams import contents, media
 from streams.sample import Image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -40,10 +40,10 @@ def test_a_file_and_its_array_are_the_same_picture(tmp_path: Path) -> None:
     file = Image(source=saved(tmp_path / "a.png"))
     array = Image(source=NOISE)
     assert np.array_equal(media.open_image(file), NOISE)
-    assert media.content_hash(file) == media.content_hash(array)
-    assert len(media.content_hash(array)) == 64
+    assert contents.content_hash(file) == contents.content_hash(array)
+    assert len(contents.content_hash(array)) == 64
     turned = Image(source=np.ascontiguousarray(NOISE.reshape(60, 40, 3)))
-    assert media.content_hash(turned) != media.content_hash(array)
+    assert contents.content_hash(turned) != contents.content_hash(array)
 
 
 def test_transparency_lies_over_white_and_grey_becomes_rgb(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_paths_stay_in_their_folder(tmp_path: Path) -> None:
 
 def test_thumbnails_are_small_exact_and_never_enlarged() -> None:
     large = Image(source=np.zeros((600, 300, 3), dtype=np.uint8))
-    with Pillow.open(io.BytesIO(media.thumbnail(large))) as picture:
+    with Pillow.open(io.BytesIO(contents.thumbnail(large))) as picture:
         assert picture.format == "PNG"
         assert picture.size == (112, 224)
-    with Pillow.open(io.BytesIO(media.thumbnail(Image(source=NOISE)))) as picture:
+    with Pillow.open(io.BytesIO(contents.thumbnail(Image(source=NOISE)))) as picture:
         assert np.array_equal(np.asarray(picture), NOISE)
-    assert media.thumbnail(large) == media.thumbnail(large)
+    assert contents.thumbnail(large) == contents.thumbnail(large)

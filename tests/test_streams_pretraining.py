@@ -12,8 +12,9 @@ import pytest
 from PIL import Image as Pillow
 
 from streams import world
+from streams.contents import content_hash
 from streams.loading import StreamError, load_stream
-from streams.media import content_hash, open_image
+from streams.media import open_image
 from streams.sample import Image, Sample, Text
 from streams.scoring import blind_floor
 from streams.settings import SettingError

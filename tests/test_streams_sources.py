@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from streams import catalog, phrasings, world
+from streams.contents import content_hash
 from streams.loading import load_stream
-from streams.media import content_hash, open_image
+from streams.media import open_image
 from streams.sample import Sample
 from streams.scoring import blind_floor, yes_or_no
 from streams.settings import SettingError

@@ -26,8 +26,20 @@ from reports.html import write_report
 from reports.run_folder import RunFolder
 from safety.probing import with_shuffled_images
 from safety.scores import ProbeScores, Sheet, rule
-from streams.media import thumbnail
-from streams.sample import Answer, Image, Provenance, Sample, Text, ask
+from streams.contents import thumbnail
+from streams.sample import (
+    Answer,
+    Audio,
+    Image,
+    Medium,
+    Message,
+    Points,
+    Provenance,
+    Sample,
+    Text,
+    Video,
+    ask,
+)
 from streams.settings import SettingError
 from streams.stream import Stream, Task
 
@@ -174,6 +186,48 @@ def test_a_revealing_run_keeps_everything_and_its_reports_are_stamped(tmp_path: 
     together = write_report([other.path, run.path], tmp_path / "both.html").read_text("utf-8")
     assert "Contains unsafe text: run was made with" in together
     assert QUESTION in together
+
+
+@pytest.mark.parametrize("reveal", [False, True])
+def test_other_media_are_drawn_and_named_unless_withheld(tmp_path: Path, reveal: bool) -> None:
+    wave = np.linspace(-1, 1, 800, dtype=np.float32)
+    media: tuple[Medium, ...] = (
+        Audio(source=wave, sampling_rate=8000),
+        Video(source=np.zeros((4, 8, 10, 3), np.uint8)),
+        Points(source=np.eye(3, dtype=np.float32)),
+    )
+    parts = (*media, Text(text="Which?"))
+    first, second = (
+        dataclasses.replace(
+            SHOWN, id=name, messages=(Message(role="user", parts=parts),), withheld=name == "hidden"
+        )
+        for name in ("open", "hidden")
+    )
+    run = RunFolder(tmp_path).open(
+        {"strategies": []}, provenance.record(seeds=[], hashes={}, model={})
+    )
+    task = Task(name="heard", train=[SHOWN], test=[first, second])
+    assessor = Assessor(
+        stream=Stream(name="one", tasks=(task,)),
+        probes=[],
+        probe_seed=0,
+        max_new_tokens=8,
+        reveal_unsafe=reveal,
+    )
+    assessor.keep_pictures(run)
+    base = run.base().begin()
+    keep(base, assessor.assess(Fake(), seen=(), oracle=lambda name: None), task=None, cost={})
+    rows = {row["item"]: row for row in base.read_answers()}
+    words = ["audio, 0.10 s at 8,000 Hz", "video, 4 frames of 10 × 8 pixels", "points, 3"]
+    assert rows["open"].get("holds") == words
+    assert [run.thumbnail(name) for name in rows["open"]["media"]] == [*map(thumbnail, media)]
+    assert ("holds" in rows["hidden"], len(rows["hidden"]["media"])) == (
+        (True, 3) if reveal else (False, 0)
+    )
+    later = Assessor(stream=assessor.stream, probes=[], probe_seed=0, max_new_tokens=8)
+    later.recall_pictures(base)
+    again = later.assess(Fake(), seen=(), oracle=lambda name: None)
+    assert again.records[0]["holds"] == words
 
 
 def test_the_mark_tells_whether_two_texts_are_the_same_and_no_more() -> None:

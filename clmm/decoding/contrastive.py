@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from streams.media import content_hash
-from streams.sample import Image, Provenance, Sample, ask
+from streams.contents import content_hash
+from streams.sample import Image, Provenance, Sample, Text, ask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ class Contrastive:
         import torch
 
         said = [
-            (m.role, [content_hash(p) if isinstance(p, Image) else p.text for p in m.parts])
+            (m.role, [p.text if isinstance(p, Text) else content_hash(p) for p in m.parts])
             for m in sample.messages
         ]
         digest = hashlib.blake2b(repr((self.seed, said)).encode(), digest_size=7).digest()

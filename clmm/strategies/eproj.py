@@ -56,11 +56,11 @@ class EProj:
 
         tasks = {task.name: task.train for task in context.stream.tasks}
         for name, samples in tasks.items():
-            blind = next((sample for sample in samples if not sample.images), None)
+            blind = next((sample for sample in samples if not sample.media), None)
             if blind is not None:
                 raise ValueError(
-                    f"eproj: sample {blind.id} of {name} has no image, so a projector learns "
-                    "nothing from it; take isolated_lora"
+                    f"eproj: sample {blind.id} of {name} has no image or other medium, so a "
+                    "projector learns nothing from it; take isolated_lora"
                 )
 
         def shares_with(task: str) -> str | None:

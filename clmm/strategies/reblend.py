@@ -36,10 +36,10 @@ class Reblend(Tuned):
         from streams.loading import load_stream
 
         tasks = load_stream(self.source, where="reblend.source").tasks
-        plain = tuple(s for task in tasks for s in task.train if not s.images)
+        plain = tuple(s for task in tasks for s in task.train if not s.media)
         if not plain:
             raise SettingError(
-                f"reblend.source: all samples of {self.source!r} hold images; name text-only data"
+                f"reblend.source: all samples of {self.source!r} hold media; name text-only data"
             )
         mixed = replace(context, alignment=plain)
         return [Alignment(mixed, share=self.share, field="reblend.share", mode="during")]

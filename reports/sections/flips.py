@@ -46,7 +46,8 @@ value="{{ arm.index }}">{{ arm.label }}</option>{% endfor %}</select></label>
 item" loading="lazy">{% endfor %}</div>
 <div class="ask"><p class="soft">{{ card.record.set }}{% if card.record.slice %} · {{
 card.record.slice }}{% endif %} · <code>{{ card.record.item }}</code></p>
-<p class="question">{{ card.record.question }}</p>
+{% for words in card.holds %}<p class="soft">{{ words }}</p>
+{% endfor %}<p class="question">{{ card.record.question }}</p>
 <p><span class="soft">reference</span> {{ card.record.reference }}</p></div>
 <div class="scroll"><table class="answers"><thead><tr><th scope="col">base</th><td>{{
 answer(card.base) }}</td></tr></thead>
@@ -108,6 +109,8 @@ class Card:
     base: Given
     set_index: int
     pictures: list[str]
+    holds: list[str]
+    """Its media that are no pictures, in words."""
     flipped: list[int]
     lanes: list[tuple[Arm, list[Group]]]
 
@@ -202,6 +205,7 @@ def _card(report: Report, item: _Item, set_index: int) -> Card:
         base=_given(item.first),
         set_index=set_index,
         pictures=pictures,
+        holds=item.first.get("holds") or [],
         flipped=[arm.index for arm in report.arms if item.flipped(arm)],
         lanes=lanes,
     )

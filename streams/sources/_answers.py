@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from streams.sample import Answer, Image, Sample, Text
+from streams.sample import Answer, Sample, Text
 from streams.scoring import normalise, score, yes_or_no
 from streams.sources._llava_records import StreamError
 
@@ -50,10 +50,8 @@ class Answers:
         return tuple(found.values())
 
     def _offered(self, sample: Sample, rng: np.random.Generator) -> Iterator[str]:
-        if any(isinstance(part, Image) for part in sample.reference):
-            raise StreamError(
-                f"task {self._task}: sample {sample.id}: its reference holds an image"
-            )
+        if not all(isinstance(part, Text) for part in sample.reference):
+            raise StreamError(f"task {self._task}: sample {sample.id}: its reference holds media")
         said = sample.reference_text
         if (word := yes_or_no(said)) and normalise(said) == word:
             yield said.replace(*(("Yes", "No") if word == "yes" else ("No", "Yes"))).replace(

@@ -21,7 +21,7 @@ from streams.catalog import nearest
 from streams.media import MediaError, inside
 from streams.sample import Provenance, Sample, Scorer
 from streams.scoring import box, yes_or_no
-from streams.sources._llava_records import Problems, Record, StreamError, check_pictures
+from streams.sources._llava_records import FOLDERS, Problems, Record, StreamError, check_media
 from streams.stream import Task
 
 _SUFFIXES = (".json", ".jsonl")
@@ -34,22 +34,23 @@ class Foldered(ABC):
     folder: Path
     """Where the data are."""
     image_folder: Path | None = None
-    """Where the images are, relative to `folder` or absolute; the only place that is searched."""
+    """Where the images and other media are, relative to `folder` or absolute; the only place that
+    is searched."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The share of images held out where there is no test file."""
+    """The share of images or other media held out where there is no test file."""
     scorer: Scorer | None = None
     """Instead of the rule that the answers suggest."""
     licence: str = "unknown"
     """Recorded with every sample."""
     check_images: bool = True
-    """Decodes every image at load. Off, a broken image stops the training that meets it."""
+    """Decodes all media at load. Off, a broken one stops the training that meets it."""
 
     plain: ClassVar[bool] = False
     """Whether the samples are plain text and media, without turns."""
 
     @abstractmethod
     def read(self, file: Path, folders: Sequence[Path], problems: Problems) -> list[Record]:
-        """All sound records of a file, whose pictures are in `folders`; the others' problems."""
+        """All sound records of a file, whose media are in `folders`; the others' problems."""
 
     def tasks(self) -> tuple[Task, ...]:
         """Raises StreamError with the first problems and the number of the others."""
@@ -66,7 +67,7 @@ class Foldered(ABC):
         ]
         if self.check_images:
             read = [r for _, train, test in sides for r in (*train, *(test or ()))]
-            check_pictures(read, problems)
+            check_media(read, problems)
         problems.check()
         return tuple(self._task(name, train, test) for name, train, test in sides)
 
@@ -101,15 +102,16 @@ class Foldered(ABC):
         return found
 
     def _read(self, file: Path, problems: Problems) -> list[Record]:
-        return self.read(file, self._image_folders(file.parent), problems)
+        return self.read(file, self._media_folders(file.parent), problems)
 
-    def _image_folders(self, beside: Path) -> list[Path]:
+    def _media_folders(self, beside: Path) -> list[Path]:
         if self.image_folder is not None:
             chosen = self.folder / self.image_folder
             if not chosen.is_dir():
                 raise StreamError(f"image_folder: there is no folder {chosen}")
             return [chosen]
-        candidates = [beside / "images", self.folder / "images", beside, self.folder]
+        own = [folder / name for name in FOLDERS.values() for folder in (beside, self.folder)]
+        candidates = [*own, beside, self.folder]
         existing = [path for path in dict.fromkeys(candidates) if path.is_dir()]
         for path in existing:
             try:
@@ -139,7 +141,7 @@ class Foldered(ABC):
         return Task(name=name, train=sides["train"], test=sides["test"], description=note)
 
     def _held_out(self, name: str, records: list[Record]) -> tuple[list[Record], list[Record]]:
-        """Splits by groups of records that share a picture, in the order of the groups' hashes."""
+        """Splits by groups of records that share a medium, in the order of the groups' hashes."""
         groups = _groups(records)
         groups.sort(key=lambda group: hashlib.sha256(min(map(_key, group)).encode()).digest())
         wanted = math.ceil(self.test_share * len(groups))
@@ -204,7 +206,7 @@ def _name(text: str) -> str:
 
 
 def _key(record: Record) -> str:
-    """What a record is about: a picture, or the record itself."""
+    """What a record is about: a medium, or the record itself."""
     return min(record.names, default=record.id)
 
 
@@ -214,7 +216,7 @@ def _opening(record: Record) -> str:
 
 
 def _groups(records: Sequence[Record]) -> list[list[Record]]:
-    """Records that share a picture, directly or through others, are one group.
+    """Records that share a medium, directly or through others, are one group.
 
     So are records of text alone that agree up to their first answer.
     """
@@ -226,7 +228,7 @@ def _groups(records: Sequence[Record]) -> list[list[Record]]:
         return key
 
     keys = [
-        [path.as_posix() for path in record.pictures] or [_opening(record)] for record in records
+        [str(medium.source) for medium in record.media] or [_opening(record)] for record in records
     ]
     for first, *others in keys:
         for other in others:
@@ -256,11 +258,11 @@ def _require_boxes(name: str, records: Sequence[Record]) -> None:
 
 
 def _refuse_leaks(where: str, train: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """The same pictures, question and answer in both would reward memory."""
+    """The same media, question and answer in both would reward memory."""
 
     def content(sample: Sample) -> tuple[object, ...]:
-        pictures = tuple(str(image.source) for image in sample.images)
-        return pictures, tuple(m.text for m in sample.messages), sample.reference_text
+        media = tuple((medium.kind, str(medium.source)) for medium in sample.media)
+        return media, tuple(m.text for m in sample.messages), sample.reference_text
 
     known = {content(sample): sample for sample in train}
     problems = Problems(where=where)

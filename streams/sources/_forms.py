@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from streams.sample import Image, Part, Sample, Text
+from streams.sample import Part, Sample, Text
 
 Form = Literal["yes_no", "choice", "short", "sentence"]
 QUESTION = "{question}"
@@ -17,8 +17,8 @@ _SHORT = 3
 
 
 def form(sample: Sample) -> Form | None:
-    """None for boxes, for plain text and for answers with images: nothing else can be asked."""
-    media = any(isinstance(part, Image) for part in sample.reference)
+    """None for boxes, for plain text and for answers with media: nothing else can be asked."""
+    media = not all(isinstance(part, Text) for part in sample.reference)
     if sample.plain or media or sample.scorer == "iou":
         return None
     if sample.scorer == "yes_no":
@@ -29,7 +29,7 @@ def form(sample: Sample) -> Form | None:
 
 
 def written(sample: Sample, template: str) -> Sample:
-    """The sample with its last question in the place of `{question}`, images where they were."""
+    """The sample with its last question in the place of `{question}`, media where they were."""
     before, _, after = template.partition(QUESTION)
     *turns, last = sample.messages
     parts: list[Part] = list(last.parts)

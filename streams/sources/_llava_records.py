@@ -1,13 +1,15 @@
 """Reads LLaVA-format records from one JSON or JSONL file and finds everything wrong with them.
 
-Knows the format of a record and where its pictures lie; knows no task and no split. A record:
+Knows the format of a record and where its media lie; knows no task and no split. A record:
 
     {"id": "000017", "image": "charts/17.png",
      "conversations": [{"from": "human", "value": "<image>\\nWhich bar is highest?"},
                        {"from": "gpt", "value": "The third one."}]}
 
 `image` is a path, a list of paths, or absent for a record of text alone; `images` means the same.
-Each `<image>` in a human turn stands for the next path. A first turn from `system` is allowed.
+Each `<image>` in a human turn stands for the next path. In the same way `video` or `videos`,
+`audio` or `audios` and `points` name other media, for which `<video>`, `<audio>` and `<points>`
+stand; a video may be a folder of numbered pictures. A first turn from `system` is allowed.
 `rejected`, a text, makes the record a preference pair: its last answer is preferred to that one,
 and the turns before are context alone. Further fields are not read; one whose name is close to
 that of a field that is missing is taken for a slip.
@@ -25,15 +27,29 @@ from pathlib import Path
 from typing import Any
 
 from streams.catalog import nearest
-from streams.media import MediaError, check_image, inside
-from streams.sample import Image, Message, Part, Role, Text
+from streams.contents import check, identity
+from streams.media import MediaError, inside
+from streams.sample import MEDIA, Kind, Medium, Message, Part, Role, Text, Video
 from streams.settings import SettingError
 
 PLACEHOLDER = "<image>"
+PLACEHOLDERS: dict[str, type[Medium]] = {f"<{medium.kind}>": medium for medium in MEDIA}
+FOLDERS: dict[Kind, str] = {
+    "image": "images",
+    "video": "videos",
+    "audio": "audio",
+    "points": "points",
+}
+"""Where each kind is looked up first, of the folders that may hold it."""
 SHOWN = 5
+_HOLDER = re.compile("|".join(PLACEHOLDERS))
 _ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
 _SPACE = re.compile(r"[ \t\n\r]*")
-_KEYS = (("id",), ("image", "images"), ("conversations",), ("rejected",))
+_MEDIA_KEYS: dict[type[Medium], tuple[str, ...]] = {
+    medium: tuple(dict.fromkeys((medium.kind, f"{medium.kind.removesuffix('s')}s")))
+    for medium in MEDIA
+}
+_KEYS = (("id",), *_MEDIA_KEYS.values(), ("conversations",), ("rejected",))
 """The fields of a record; those of a group mean the same."""
 _TURN_KEYS = (("from",), ("value",))
 _ALIASES = {"user": "human", "assistant": "gpt", "bot": "gpt", "model": "gpt"}
@@ -70,22 +86,25 @@ class Problems:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A sound record: its id, its place in the file, its turns and its pictures."""
+    """A sound record: its id, its place in the file, its turns and its media."""
 
     id: str
     place: str
     turns: tuple[Message, ...]
-    pictures: tuple[Path, ...]
     names: tuple[str, ...]
-    """The pictures' paths as they are written in the file: the same on every machine."""
+    """The media's paths as they are written in the file: the same on every machine."""
     rejected: tuple[Part, ...] = ()
     """An answer liked less than the last one."""
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        return tuple(medium for turn in self.turns for medium in turn.media)
 
 
 def read_records(file: Path, folders: Sequence[Path], problems: Problems) -> list[Record]:
     """All sound records of `file`; the others go to `problems`.
 
-    A picture's path is looked up in each of `folders` in turn.
+    A medium's path is looked up in each of `folders` in turn, first in those named for its kind.
     """
     records: list[Record] = []
     first_place: dict[str, str] = {}
@@ -117,21 +136,26 @@ def sound_records(
         yield record
 
 
-def check_pictures(records: Sequence[Record], problems: Problems) -> None:
-    """Decodes every picture once. Pillow lets other threads work while it decodes."""
-    users = {path: record for record in reversed(records) for path in record.pictures}
+def check_media(records: Sequence[Record], problems: Problems) -> None:
+    """Decodes every medium once. Pillow lets other threads work while it decodes."""
+    users = {
+        identity(medium): (medium, record)
+        for record in reversed(records)
+        for medium in record.media
+    }
 
-    def fault(path: Path) -> str | None:
+    def fault(user: tuple[Medium, Record]) -> str | None:
         try:
-            check_image(path)
+            check(user[0])
         except MediaError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor() as pool:
-        for path, reason in zip(users, pool.map(fault, users), strict=True):
+        faults = pool.map(fault, users.values())
+        for (_, record), reason in zip(users.values(), faults, strict=True):
             if reason:
-                problems.add(users[path].place, reason)
+                problems.add(record.place, reason)
 
 
 def raw_records(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
@@ -210,15 +234,17 @@ def _record(raw: Any, place: str, folders: Sequence[Path]) -> Record:
     identity = raw.get("id")
     if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
         raise StreamError(f"id: must be a text or a number, not {shown(identity)}")
-    names = tuple(_picture_names(raw))
-    pictures = tuple(find_picture(name, folders) for name in names)
-    turns = _turns(raw.get("conversations"), pictures)
+    names = {medium: _names(raw, keys) for medium, keys in _MEDIA_KEYS.items()}
+    media = {
+        medium: [medium(source=find(medium, name, folders)) for name in own]
+        for medium, own in names.items()
+    }
+    turns = _turns(raw.get("conversations"), media)
     return Record(
         id=str(identity),
         place=place,
         turns=turns,
-        pictures=pictures,
-        names=names,
+        names=tuple(name for own in names.values() for name in own),
         rejected=_rejected(raw, turns[-1].text),
     )
 
@@ -241,36 +267,42 @@ def _rejected(raw: dict[str, Any], answer: str) -> tuple[Part, ...]:
     if "rejected" not in raw:
         return ()
     text = raw["rejected"]
-    if not isinstance(text, str) or not text.strip() or PLACEHOLDER in text:
+    if not isinstance(text, str) or not text.strip() or _holders(text):
         raise StreamError(f"rejected: must be an answer of text alone, not {shown(text)}")
     if text.strip() == answer.strip():
         raise StreamError("rejected: is the same as the last answer")
     return (Text(text=text),)
 
 
-def _picture_names(raw: dict[str, Any]) -> list[str]:
-    if "image" in raw and "images" in raw:
-        raise StreamError("has both image and images; give one of them")
-    names = raw.get("image", raw.get("images"))
+def _names(raw: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    given = [key for key in keys if key in raw]
+    if len(given) > 1:
+        raise StreamError(f"has both {' and '.join(given)}; give one of them")
+    names = raw.get(given[0]) if given else None
     names = [] if names is None else [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise StreamError(f"image: must be a path or a list of paths, not {shown(names)}")
+        raise StreamError(f"{keys[0]}: must be a path or a list of paths, not {shown(names)}")
     return names
 
 
-def find_picture(name: str, folders: Sequence[Path]) -> Path:
-    """Raises StreamError when none of the folders has it."""
-    found = [path for folder in folders if (path := inside(folder, name)).is_file()]
+def find(medium: type[Medium], name: str, folders: Sequence[Path]) -> Path:
+    """Where a medium of that name is; StreamError when none of the folders has it."""
+    own = FOLDERS[medium.kind]
+    found = [
+        path
+        for folder in sorted(folders, key=lambda one: one.name != own)
+        if (path := inside(folder, name)).is_file() or (medium is Video and path.is_dir())
+    ]
     if not found:
         looked = " or ".join(str(folder) for folder in folders)
-        raise StreamError(f"image: there is no {name!r} in {looked}")
+        raise StreamError(f"{medium.kind}: there is no {name!r} in {looked}")
     return found[0]
 
 
-def _turns(raw: Any, pictures: Sequence[Path]) -> tuple[Message, ...]:
+def _turns(raw: Any, media: Mapping[type[Medium], Sequence[Medium]]) -> tuple[Message, ...]:
     if not isinstance(raw, list) or not raw:
         raise StreamError(f"conversations: must be a list of turns, not {shown(raw)}")
-    left = list(pictures)
+    left = {medium: list(given) for medium, given in media.items()}
     turns: list[Message] = []
     for number, turn in enumerate(raw, start=1):
         where = f"conversations, turn {number}"
@@ -285,18 +317,33 @@ def _turns(raw: Any, pictures: Sequence[Path]) -> tuple[Message, ...]:
             if expected == "assistant":
                 raise StreamError(f"{where}: the question before it has no answer")
             raise StreamError(f"{where}: comes from {turn['from']!r}; human and gpt must alternate")
-        if role != "user" and PLACEHOLDER in text:
-            raise StreamError(f"{where}: {PLACEHOLDER} in a turn that is not from human")
+        if role != "user" and (stray := _holders(text)):
+            raise StreamError(f"{where}: {stray[0]} in a turn that is not from human")
         if role != "system" and not text.strip():
             kind = "answer" if role == "assistant" else "question"
             raise StreamError(f"{where}: the {kind} is empty")
         turns.append(Message(role=role, parts=_parts(text, left)))
     if turns[-1].role != "assistant":
         raise StreamError("has no answer: its last turn is not from gpt")
-    holders = sum(str(turn["value"]).count(PLACEHOLDER) for turn in raw)
-    if holders != len(pictures):
-        raise StreamError(f"{holders} {PLACEHOLDER} placeholders for {len(pictures)} images")
+    holders = [holder for turn in raw for holder in _holders(str(turn["value"]))]
+    more = {h: holders.count(h) - len(media[medium]) for h, medium in PLACEHOLDERS.items()}
+    wrong = [
+        f"{holders.count(holder)} {holder} placeholders for {len(media[medium])} "
+        f"{_MEDIA_KEYS[medium][-1]}"
+        for holder, medium in PLACEHOLDERS.items()
+        if more[holder]
+    ]
+    if wrong:
+        hint = ""
+        if min(more.values()) < 0 < max(more.values()):
+            hint = f"; did you mean {min(more, key=more.__getitem__)}?"
+        raise StreamError(", ".join(wrong) + hint)
     return tuple(turns)
+
+
+def _holders(text: str) -> list[str]:
+    """The placeholders in a text, in reading order."""
+    return _HOLDER.findall(text)
 
 
 def _role(name: Any, where: str) -> Role:
@@ -307,16 +354,16 @@ def _role(name: Any, where: str) -> Role:
     return _ROLES[name]
 
 
-def _parts(text: str, left: list[Path]) -> tuple[Part, ...]:
-    """Text and pictures in reading order; takes the pictures it needs from `left`.
+def _parts(text: str, left: Mapping[type[Medium], list[Medium]]) -> tuple[Part, ...]:
+    """Text and media in reading order; takes the media it needs from `left`.
 
     The line break that LLaVA writes between a placeholder and the text belongs to neither.
     """
-    pieces = text.split(PLACEHOLDER)
+    holders, pieces = _holders(text), _HOLDER.split(text)
     parts: list[Part] = []
     for index, piece in enumerate(pieces):
-        if index and left:
-            parts.append(Image(source=left.pop(0)))
+        if index and (given := left[PLACEHOLDERS[holders[index - 1]]]):
+            parts.append(given.pop(0))
         piece = piece.removeprefix("\n") if index else piece
         piece = piece.removesuffix("\n") if index < len(pieces) - 1 else piece
         if piece:

@@ -33,7 +33,7 @@ from streams.sources._llava_records import (
     Problems,
     Record,
     StreamError,
-    check_pictures,
+    check_media,
     raw_records,
     shown,
     sound_records,
@@ -254,7 +254,7 @@ class Pictured(Official):
 
     def check(self, records: list[Record], problems: Problems) -> None:
         if self.check_images:
-            check_pictures(records, problems)
+            check_media(records, problems)
 
 
 def _as_llava(raw: Any, number: int, question: str, answer: str, default: str | None) -> Any:

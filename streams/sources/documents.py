@@ -24,7 +24,7 @@ from streams.sources._llava_records import (
     Problems,
     Record,
     StreamError,
-    find_picture,
+    find,
     raw_records,
     refuse_slips,
     shown,
@@ -64,7 +64,7 @@ def _record(raw: Any, number: int, place: str, folders: Sequence[Path]) -> Recor
             what = "neither an image nor a text" if name is None else "both an image and a text"
             raise StreamError(f"place {at} holds {what}; give one, and null for the other")
         if name is not None:
-            parts.append(Image(source=find_picture(name, folders)))
+            parts.append(Image(source=find(Image, name, folders)))
             names.append(name)
         elif parts and isinstance(last := parts[-1], Text):
             parts[-1] = Text(text=f"{last.text}\n\n{text}")
@@ -74,12 +74,10 @@ def _record(raw: Any, number: int, place: str, folders: Sequence[Path]) -> Recor
     rest = tuple(parts[len(head) :])
     if not any(isinstance(part, Text) and part.text.strip() for part in rest):
         raise StreamError("has no text, so there is nothing to learn")
-    pictures = tuple(part.source for part in parts if isinstance(part, Image))
     return Record(
         id=str(number),
         place=place,
         turns=(Message(role="user", parts=head), Message(role="assistant", parts=rest)),
-        pictures=pictures,  # type: ignore[arg-type]  # all of them were found as paths
         names=tuple(names),
     )
 

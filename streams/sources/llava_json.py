@@ -1,4 +1,4 @@
-"""Your own data: a folder of LLaVA-format JSON or JSONL with its images.
+"""Your own data: a folder of LLaVA-format JSON or JSONL with its images, video, audio or 3D.
 
 A folder holds one of
 
@@ -8,8 +8,10 @@ A folder holds one of
 
 (`.jsonl` everywhere too), and the images, whose paths in the records are looked up in `images/`
 beside the JSON file, then in `images/` of the folder, then beside the JSON file, then in the
-folder. Without a test file, a fifth of the images is held out for the test, with all that is
-asked about them; which, depends on their paths alone. The record format is in
+folder. Videos are so looked up in `videos/`, recordings in `audio/` and point clouds in `points/`
+first; which files they may be, `streams/video.py`, `audio.py` and `points.py` say. Without a test
+file, a fifth of the images or other media is held out for the test, with all that is asked about
+them; which, depends on their paths alone. The record format is in
 `streams/sources/_llava_records.py`. Records with a `rejected` answer are preference pairs, which
 `stream: {name: staged, of: ./my-data, objective: dpo}` learns.
 """
