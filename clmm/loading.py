@@ -30,8 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 import clmm.modeling_mmllm
-import clmm.processing_audio
-import clmm.processing_instruction  # noqa: F401  (they register our classes with the Auto classes)
+import clmm.processing_mmllm  # noqa: F401  (they register our classes with the Auto classes)
 from clmm.configuration_mmllm import MMLLMConfig
 from streams.catalog import nearest
 from streams.settings import SettingError
