@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image as Pillow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -22,7 +21,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from clmm import saved_preprocessors, signal_tokens
+from clmm import given_media, saved_preprocessors, signal_tokens
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.modeling_mmllm import values_key
 
@@ -40,24 +39,11 @@ CHAT_TEMPLATE = (
 )
 """A part of another type than text, such as audio, is its input's placeholder."""
 
-KEYWORDS = {"image": "images", "video": "videos"}
-"""Under which a call gives an input's media; another input's come under its name."""
 SLOTS = {"image": "image_processor", "audio": "feature_extractor"}
 """Where transformers' tools look for an input's preprocessor, in an object and in JSON."""
-LAYOUTS = {
-    "video": (4, "[frames, height, width, 3]"),
-    "audio": (1, "[samples]"),
-    "points": (2, "[points, 3 or 6]"),
-    "depth": (2, "[height, width]"),
-    "thermal": (2, "[height, width]"),
-    "imu": (2, "[6, samples]"),
-}
-"""Axes of one medium as an array."""
-_PLURALS = {
-    "audio": "recordings", "points": "clouds", "depth": "depth maps", "thermal": "thermal maps",
-    "imu": "readings",
-}  # fmt: skip
 _KEPT = ("chat_template", "signals", "image_start", "image_end", "images_first")
+_LIMITS = ("n_samples", "nb_max_samples", "samples")
+"""What preprocessors call the samples that they would cut a longer recording to."""
 _INSTRUCTION = "qformer_tokenizer"
 _OLDER = ("AudioProcessor", "InstructionProcessor")
 """What was converted before one class served all inputs names these; it loads as that class."""
@@ -133,6 +119,12 @@ class MMLLMProcessor(ProcessorMixin):
                 f"num_tokens: counts for {[*self.num_tokens]}, but preprocessors for "
                 f"{[*self.preprocessors]}"
             )
+        for name, count in self.num_tokens.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"num_tokens.{name}: {count!r}; give 1 or more")
+        for name in placeholders or {}:
+            if name not in self.preprocessors:
+                raise ValueError(f"placeholders.{name}: there is no preprocessor of {name}")
         self.placeholders = {name: f"<{name}>" for name in self.preprocessors}
         self.placeholders |= placeholders or {}
         for name, token in self.placeholders.items():
@@ -193,14 +185,15 @@ class MMLLMProcessor(ProcessorMixin):
         encoder hears; and for media of what is no input.
         """
         texts = [text] if isinstance(text, str) else list(text or [])
-        media = self._media({"images": images, "videos": videos, "audio": audio, **kwargs})
+        named = {"images": images, "videos": videos, "audio": audio, **kwargs}
+        media = given_media.by_input(named, [*self.preprocessors])
         expanded = texts
         for name, token in self.placeholders.items():
             placeholders = sum(t.count(token) for t in texts)
             if placeholders != len(media[name]):
                 raise ValueError(
                     f"{placeholders} {token} placeholders in the text, {len(media[name])} "
-                    f"{_PLURALS.get(name, f'{name}s')}"
+                    f"{given_media.plural(name)}"
                 )
             many = token * self.num_tokens[name]
             if name == "image":
@@ -223,41 +216,38 @@ class MMLLMProcessor(ProcessorMixin):
             data = dict(self.tokenizer(expanded, **words, **shape))
         for name, given in media.items():
             if given:
-                how = {"sampling_rate": sampling_rate, "return_tensors": return_tensors or "pt"}
-                data[values_key(name)] = self._preprocessed(name, given, **how)
+                data[values_key(name)] = self._preprocessed(
+                    name, given, sampling_rate=sampling_rate, return_tensors=return_tensors or "pt"
+                )
         if self.qformer_tokenizer is not None:
             data |= self._instruction(texts, padding=padding, return_tensors=return_tensors)
         return BatchFeature(data)
-
-    def _media(self, given: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Each input's media as one list."""
-        keywords = {name: KEYWORDS.get(name, name) for name in self.preprocessors}
-        for name in ("image", *LAYOUTS):
-            keyword = KEYWORDS.get(name, name)
-            if name not in keywords and _flat(given.get(keyword), name):
-                raise ValueError(
-                    f"{keyword}: the model has no such input; inputs: {', '.join(keywords)}"
-                )
-        return {name: _flat(given.get(keyword), name) for name, keyword in keywords.items()}
 
     def _preprocessed(
         self, name: str, media: list[Any], *, sampling_rate: int | None, return_tensors: str
     ) -> Any:
         preprocessor = self.preprocessors[name]
         rate = getattr(preprocessor, "sampling_rate", None)
+        limits = (getattr(preprocessor, key, None) for key in _LIMITS)
+        longest = next((limit for limit in limits if limit), None)
         how = {} if rate is None else {"sampling_rate": rate}
         if rate is not None and sampling_rate not in (None, rate):
             raise ValueError(
                 f"{name}: recordings of {sampling_rate} Hz, but the encoder hears {rate} Hz; "
                 "resample them first"
             )
-        for number, medium in enumerate(media):
-            _check(medium, "audio" if rate else name, f"{name}[{number}]", preprocessor)
-        made = preprocessor(media, return_tensors=return_tensors, **how)
+        kind = "audio" if rate else name
+        arrays = [
+            given_media.checked(medium, kind, f"{name}[{number}]", longest=longest)
+            for number, medium in enumerate(media)
+        ]
+        made = preprocessor(arrays, return_tensors=return_tensors, **how)
         # An input of a name of its own has the preprocessor of another.
         (values,) = [made[values_key(name)]] if values_key(name) in made else made.values()
         if len(values) != len(media):
-            raise ValueError(f"{name}: {len(media)} were given, but {len(values)} were made of them")
+            raise ValueError(
+                f"{name}: {len(media)} were given, but {len(values)} were made of them"
+            )
         return values
 
     def _put_images_first(self, rows: Any, texts: Sequence[str]) -> None:
@@ -353,44 +343,6 @@ class MMLLMProcessor(ProcessorMixin):
             placeholders={name: token for name, token in tokens.items() if token is not None},
             qformer_tokenizer=reads,
             **{key: values[key] for key in _KEPT if key in values},
-        )
-
-
-def _flat(media: Any, name: str) -> list[Any]:
-    """One medium, or media in lists at any depth, as one list in reading order."""
-    if media is None:
-        return []
-    if isinstance(media, (list, tuple)) and not (name == "video" and _is_pictures(media)):
-        return [one for item in media for one in _flat(item, name)]
-    return [media]
-
-
-def _is_pictures(media: Sequence[Any]) -> bool:
-    """Whether a list is a video: one of pictures, not of videos."""
-    return bool(media) and (isinstance(media[0], Pillow.Image) or getattr(media[0], "ndim", 0) == 3)
-
-
-def _check(medium: Any, kind: str, where: str, preprocessor: Any) -> None:
-    """Raises ValueError for what a preprocessor would cut, or fail on without saying why."""
-    if kind not in LAYOUTS or isinstance(medium, (list, tuple)):
-        return
-    axes, layout = LAYOUTS[kind]
-    values = np.asarray(medium)
-    if values.ndim != axes or not values.size:
-        raise ValueError(f"{where}: give an array {layout}; got one of {[*values.shape]}")
-    if kind == "video":
-        return
-    if kind == "audio" and values.dtype.kind != "f":
-        raise ValueError(f"{where}: give floats in [−1, 1]; got {values.dtype}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{where}: it holds values that are no numbers")
-    longest = next(
-        (n for key in ("n_samples", "nb_max_samples", "samples")
-         if (n := getattr(preprocessor, key, None))), None,
-    )  # fmt: skip
-    if longest is not None and values.shape[-1] > longest:
-        raise ValueError(
-            f"{where}: {values.shape[-1]} samples, but the encoder takes {longest}; cut it first"
         )
 
 
