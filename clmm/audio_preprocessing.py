@@ -91,6 +91,12 @@ class FilterBanks(SequenceFeatureExtractor):
         self.clips = clips
         self.clip_seconds = clip_seconds
 
+    @property
+    def samples(self) -> int | None:
+        """Of a longer recording a whole frame would be lost; None where clips are of all of it."""
+        hop, length = self.sampling_rate // 100, self.sampling_rate // 40
+        return None if self.clips else self.frames * hop + length - 1
+
     def __call__(
         self,
         raw_speech: Any,

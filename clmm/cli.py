@@ -10,30 +10,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from clmm import listing
 
 if TYPE_CHECKING:
     from clmm.experiment import Experiment
     from clmm.study import Written
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-KINDS = {
-    "models": "What is trained and probed.",
-    "streams": "The tasks in order, or a source of one.",
-    "strategies": "How to learn a task without losing the others.",
-    "probes": "What is asked after every stage beside the tasks.",
-    "judges": "Who says whether an answer refuses.",
-    "decoding": "Mitigations while answering, whose effect the probes show.",
-    "encoders": "What a composed model sees and hears with.",
-    "projectors": "From an encoder's features to the language model's tokens.",
-}
-MODELS = {
-    "nano": "The embedded model organism: 72-pixel pictures, byte-level text.",
-    "FOLDER": "A Hugging Face vision-language model saved in a folder.",
-    "OWNER/NAME": "A vision-language model on the Hugging Face hub; it is downloaded.",
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,9 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--json", type=Path, metavar="F.json", help="write all figures it is of")
     table.set_defaults(action=_table)
 
-    listing = commands.add_parser("ls", help="list what can be named in a study")
-    listing.add_argument("kind", nargs="?", choices=tuple(KINDS), help="left out: the kinds")
-    listing.set_defaults(action=_list)
+    kinds = commands.add_parser("ls", help="list what can be named in a study or a composition")
+    kinds.add_argument("kind", nargs="?", choices=tuple(listing.KINDS), help="left out: the kinds")
+    kinds.set_defaults(action=_list)
 
     calibrate = commands.add_parser("calibrate", help="check the instruments: how often they err")
     calibrate.add_argument("--seed", type=int, default=0, help="draws the simulations (default: 0)")
@@ -139,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
                      help="filter: input=image,audio encoder=clip llm=vicuna output=I")  # fmt: skip
     zoo.add_argument("--out", type=Path, metavar="F.json", help="measure and write the recipes")
     zoo.set_defaults(action=_zoo)
+
+    compose = commands.add_parser("compose", help="put a model together from components by name")
+    compose.add_argument("file", type=Path, metavar="FILE.yaml", help="llm, encoders, projectors …")
+    compose.add_argument("--out", type=Path, metavar="DIR", help="a new folder; without it, count")
+    compose.add_argument("--dry", action="store_true", help="count only; takes no memory")
+    compose.add_argument("--seed", type=int, default=0, help="draws the weights (default: 0)")
+    compose.set_defaults(action=_compose)
 
     convert = commands.add_parser("convert", help="turn a published checkpoint into a composition")
     convert.add_argument("folder", type=Path, metavar="FOLDER", help="LLaVA, BLIP-2, InternVL …")
@@ -175,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.debug or os.environ.get("CLMM_DEBUG", "0") not in ("", "0"):
         return int(options.action(options))
     try:
-        return int(options.action(options))
+        status = int(options.action(options))
+        sys.stdout.flush()  # so that a reader that has left is known here, not at exit
+        return status
     except KeyboardInterrupt:
         _complain("stopped; finished stages are kept, and the same command goes on from there")
         return INTERRUPTED
@@ -327,32 +323,14 @@ def _zoo(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from streams import catalog
-
-    if options.kind is None:
-        _print_rows({f"clmm ls {kind}": line for kind, line in KINDS.items()})
-        return 0
-    packages = {
-        "streams": "streams.sources",
-        "strategies": "clmm.strategies",
-        "probes": "safety.probes",
-        "judges": "safety.judges",
-        "decoding": "clmm.decoding",
-        "encoders": "clmm.encoders",
-        "projectors": "clmm.projectors",
-    }
-    rows = MODELS if options.kind == "models" else catalog.listing(packages[options.kind])
-    if options.kind == "judges":  # those that are models; the others import no neural network
-        for name, line in catalog.listing("clmm.judges").items():
-            rows[f"clmm.judges.{name}:{name.title().replace('_', '')}"] = line
-    _print_rows(rows)
+    listing.show(options.kind)
     return 0
 
 
-def _print_rows(rows: Mapping[str, str]) -> None:
-    width = max(map(len, rows), default=0)
-    for name, line in rows.items():
-        print(f"{name.ljust(width)}  {line}".rstrip())
+def _compose(options: argparse.Namespace) -> int:
+    from clmm import compose_command
+
+    return compose_command.run(options)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -63,8 +63,9 @@ class InputProjector(Protocol):
     """A frozen dataclass in `clmm/projectors`: P_X = Θ_{X→T}(F_X).
 
     One with `in_layers` true has a single placeholder a medium, is built with the language model's
-    `depth` besides, and attends from inside it (`clmm/gated_layers.py`). A module whose
-    `reads_instruction` is true takes `qformer_input_ids` and `qformer_attention_mask` too.
+    `depth` besides, and attends from inside it (`clmm/gated_layers.py`). One with
+    `reads_instruction` true, and so its module, takes `qformer_input_ids` and
+    `qformer_attention_mask` too; its `vocabulary` and `text_length` say which.
     """
 
     def num_tokens(self, features: int) -> int:

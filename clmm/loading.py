@@ -30,8 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 import clmm.modeling_mmllm
-import clmm.processing_audio
-import clmm.processing_instruction  # noqa: F401  (they register our classes with the Auto classes)
+import clmm.processing_mmllm  # noqa: F401  (they register our classes with the Auto classes)
 from clmm.configuration_mmllm import MMLLMConfig
 from streams.catalog import nearest
 from streams.settings import SettingError
@@ -92,10 +91,8 @@ def load(
     # On a CPU torch's fused attention is the slower one for rows as short as these: its backward
     # pass took half of a training step (docs/log.md).
     attention = {"attn_implementation": "eager"} if where.type == "cpu" else {}
-    with _quiet():
-        processor = _processor(path)
-        if isinstance(config, MMLLMConfig):
-            _check_placeholders(path, config, processor)
+    with quiet():
+        processor = _processor(path, config)
         both: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             config=config,
@@ -151,12 +148,16 @@ def refuse_outside_code(source: Path | str, *, local: bool = True) -> None:
     """
     # As transformers itself finds the values, which may lie in a file of another name.
     values, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local)
-    for where, name in _component_names(values):
-        if ":" in name:
-            raise ModelError(
-                f"model: {source}: {where}: {name!r} is code outside the package, which is never "
-                "imported for a checkpoint"
-            )
+    for where, name in outside_code(values):
+        raise ModelError(
+            f"model: {source}: {where}: {name!r} is code outside the package, which is never "
+            "imported for a checkpoint"
+        )
+
+
+def outside_code(values: Any) -> Iterator[tuple[str, str]]:
+    """Where a configuration's values name a component by a dotted path, and the path."""
+    return ((where, name) for where, name in _component_names(values) if ":" in name)
 
 
 def _component_names(values: Any, where: str = "", *, inside: bool = False) -> Iterator[Any]:
@@ -178,6 +179,14 @@ def _locate(spec: str | Path) -> tuple[Path, str | None]:
     folder = _PACKAGED.get(name) or Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve(), None
+    if folder.suffix in (".yaml", ".yml"):
+        if not folder.is_file():
+            raise ModelError(f"model: there is no file {name!r}")
+        made = folder.stem
+        raise ModelError(
+            f"model: {name!r} is a composition, which becomes a model by `clmm compose {name} "
+            f"--out {made}`; then give `model: {made}`"
+        )
     if name in _PACKAGED:
         raise ModelError(f"model: {name!r} is not built; run `clmm build {name}`")
     if folder.exists():
@@ -240,14 +249,22 @@ def _require_safetensors(path: Path) -> None:
     raise ModelError(f"model: {path} has no weights (*.safetensors)")
 
 
-def _processor(path: Path) -> ProcessorMixin:
+def _processor(path: Path, config: Any) -> ProcessorMixin:
+    composed = isinstance(config, MMLLMConfig)
+    if composed and not (path / "processor_config.json").is_file():
+        raise ModelError(
+            f"model: {path} has no processor (processor_config.json); "
+            "clmm.processor_of(model).save_pretrained(…) makes it"
+        )
     try:
         processor = AutoProcessor.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
         raise ModelError(f"model: {path}: its processor cannot be loaded: {error}") from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+    if composed:
+        _check_inputs(path, config, processor)
+    elif not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(
             f"model: {path} has no processor for images and text (processor_config.json); "
             "save the processor into the same folder"
@@ -255,17 +272,24 @@ def _processor(path: Path) -> ProcessorMixin:
     return processor
 
 
-def _check_placeholders(path: Path, config: MMLLMConfig, processor: Any) -> None:
-    """The processor puts as many placeholders into a text, of the same id, as the model fills."""
-    made = getattr(processor, "num_tokens", {})
+def _check_inputs(path: Path, config: MMLLMConfig, processor: Any) -> None:
+    """The processor serves every input of the model, and puts as many placeholders into a text, of
+    the same id, as the model fills."""
+    counts = getattr(processor, "num_tokens", None)
+    if counts is None or {*counts} != {*config.inputs}:
+        has = "none" if counts is None else f"one for {', '.join(counts) or 'text'} alone"
+        raise ModelError(
+            f"model: {path}: the model takes {', '.join(config.inputs) or 'text'}, and needs a "
+            f"processor for it; there is {has}; clmm.processor_of(model) makes it"
+        )
     for name in config.inputs:
-        count, token = config.num_tokens(name), config.token_ids.get(name)
-        if made.get(name, count) != count:
+        made, wanted = counts[name], config.num_tokens(name)
+        if made != wanted:
             raise ModelError(
-                f"model: {path}: the processor makes {made[name]} tokens of one {name}, the model "
-                f"{count}; config.json and the processor do not belong together"
+                f"model: {path}: the processor makes {made} tokens of one {name}, the model "
+                f"{wanted}; config.json and the processor do not belong together"
             )
-        found = getattr(processor, f"{name}_token_id", token)
+        found, token = getattr(processor, f"{name}_token_id", None), config.token_ids.get(name)
         if found != token:
             raise ModelError(
                 f"model: {path}: the processor's placeholder of one {name} has the id {found}, the "
@@ -284,8 +308,8 @@ def _digest(file: Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No weight-loading bars inside the program's own progress display."""
+def quiet() -> Iterator[None]:
+    """No bars of weights read or written inside the program's own display."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from rich.console import Console
-
-from clmm.result import plain_table, print_table
+from clmm.result import Terminal, plain_table, print_table
 from clmm.study import Study
 from streams.stream import Stream
 
@@ -67,7 +65,7 @@ class Plan:
         return found
 
     def print(self) -> None:
-        console = Console(highlight=False)
+        console = Terminal(highlight=False)
         study, tasks = self.study, {task.name for task in self.stream.tasks}
         seeds = ", ".join(map(str, study.seeds))
         console.print(f"model {study.model}, stream {self.stream.name}, seeds {seeds}\n")

@@ -80,9 +80,16 @@ class Result:
         return {column.name: found.cell(row, column) for column in found.columns}
 
 
+class Terminal(Console):
+    """A console to which a reader that has left, such as head, is no failure: the command ends."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def print_results(found: tables.Table) -> None:
     """On the terminal; where it is narrow, as several tables."""
-    console = Console()
+    console = Terminal()
     print(export.text(found, console.width) if console.is_terminal else export.text(found))
 
 
@@ -120,7 +127,7 @@ def plain_table(*columns: str) -> Table:
 
 def print_table(table: Table) -> None:
     """On a terminal in its width; in a pipe unbroken."""
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Terminal(width=200)
     console.print(table)

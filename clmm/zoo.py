@@ -15,10 +15,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from clmm.recipe import Recipe, names
+from clmm.result import Terminal
 from streams.catalog import nearest
 from streams.settings import SettingError
 
@@ -177,7 +177,10 @@ def print_listing(chosen: Mapping[str, str]) -> None:
         size = recipe.published.parameters
         cells = [parts[key] or "–" for key in FORMULA]
         table.add_row(recipe.name, *cells, "–" if size is None else f"{size / 1e9:.4g} B")
-    _print(table)
+    if found:
+        _print(table)
+    else:
+        print("no recipe is of this formula")
     entries, by_model = models(chosen), [Recipe.read(name).model for name in names()]
     table = _table("model", "date", *FORMULA, "recipes")
     for entry in entries:
@@ -185,7 +188,10 @@ def print_listing(chosen: Mapping[str, str]) -> None:
         count = by_model.count(entry.name)
         table.add_row(entry.name, entry.values["date"], *cells, str(count or "–"))
     print()
-    _print(table)
+    if entries:
+        _print(table)
+    else:
+        print("no model of the taxonomy is of this formula")
     print(
         f"\n{len(found)} of {len(names())} recipes, {len(entries)} of {len(taxonomy())} models; "
         "`clmm zoo NAME` shows one"
@@ -340,7 +346,7 @@ def _table(*texts: str, numbers: Sequence[str] = ()) -> Table:
 
 def _print(table: Table) -> None:
     """On a terminal in its width; in a pipe each row on a line."""
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(width=1000)
+        console = Terminal(width=1000)
     console.print(table)

@@ -74,6 +74,10 @@ def test_a_settings_error_comes_before_torch(tmp_path: Path) -> None:
         ("decoding", ["contrastive", "newline_ban", "self_feedback", "single_paragraph"]),
         ("encoders", ["clip", "imagebind", "whisper"]),
         ("projectors", ["ldp", "mlp", "q_former"]),
+        ("llms", ["opt-6.7b", "vicuna-7b"]),
+        ("output_projectors", ["mlp", "tiny_transformer"]),
+        ("generators", ["latent_diffusion", "text_relay"]),
+        ("recipes", ["gill", "llava-1.5-7b"]),
     ],
 )
 def test_ls_names_what_is_there(
@@ -90,6 +94,7 @@ def test_ls_alone_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row.split()[2] for row in capsys.readouterr().out.splitlines()]
     assert rows == [
         "models", "streams", "strategies", "probes", "judges", "decoding", "encoders", "projectors",
+        "llms", "output_projectors", "generators", "recipes",
     ]  # fmt: skip
 
 

@@ -350,9 +350,9 @@ def test_what_processors_refuse(tmp_path: Path) -> None:
     convert(tiny_oracles.qwen2_audio(tmp_path / "audio"), tmp_path / "hears")
     hearing = AutoProcessor.from_pretrained(tmp_path / "hears")
     with pytest.raises(ValueError, match=r"2 <\|AUDIO\|> placeholders in the text, 0 recordings"):
-        hearing("<|AUDIO|><|AUDIO|>")
-    with pytest.raises(ValueError, match="16000"):
-        hearing("<|AUDIO|>", [torch.zeros(8000).numpy()], sampling_rate=8000)
+        hearing(text="<|AUDIO|><|AUDIO|>")
+    with pytest.raises(ValueError, match=r"audio: recordings of 8000 Hz, .* hears 16000 Hz"):
+        hearing(text="<|AUDIO|>", audio=[torch.zeros(8000).numpy()], sampling_rate=8000)
     convert(tiny_oracles.intern_vl(tmp_path / "tiles"), tmp_path / "sees")
     seeing = AutoProcessor.from_pretrained(tmp_path / "sees")
     with pytest.raises(ValueError, match="1 <IMG_CONTEXT> placeholders in the text, 0 images"):

@@ -16,8 +16,8 @@ README = ROOT / "README.md"
 BLOCK = re.compile(r"<!-- runnable -->\s*```(sh|python)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall(README.read_text("utf-8"))
 COMMANDS = [
-    line.strip()
-    for kind, block in BLOCKS
+    (number, line.strip())
+    for number, (kind, block) in enumerate(BLOCKS)
     for line in block.splitlines()
     if kind == "sh" and line.strip() and not line.lstrip().startswith("#")
 ]
@@ -25,20 +25,28 @@ SCRIPTS = [block for kind, block in BLOCKS if kind == "python"]
 
 
 def test_the_script_and_the_study_files_are_among_them() -> None:
-    shown = "\n".join(COMMANDS)
+    shown = "\n".join(command for _, command in COMMANDS)
     assert "python examples/study.py --quick" in shown
     assert "clmm run examples/my_data.yaml" in shown
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One for each block: a command finds what those before it made."""
+    made = [tmp_path_factory.mktemp("block") for _ in BLOCKS]
+    for folder in made:
+        (folder / "examples").symlink_to(ROOT / "examples")
+    return made
+
+
+@pytest.mark.parametrize(("block", "command"), COMMANDS)
+def test_command(block: int, command: str, folders: list[Path]) -> None:
     words = shlex.split(command, comments=True)
     assert words[0] in ("clmm", "python"), f"a runnable line begins with clmm or python: {command}"
     programs = {"clmm": [sys.executable, "-m", "clmm.cli"], "python": [sys.executable]}
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
         [*programs[words[0]], *words[1:]],
-        cwd=tmp_path,
+        cwd=folders[block],
         capture_output=True,
         text=True,
         check=False,

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from clmm import source_config
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.preprocessing import square_images
-from clmm.processing_mmllm import IMAGE, MMLLMProcessor
+from clmm.processing_mmllm import MMLLMProcessor
 from clmm.source_processor import template_of
 from streams.settings import SettingError
 
@@ -113,7 +113,6 @@ class Idefics:
             source.tokenizer,
             {"image": config.num_tokens("image")},
             chat_template=template_of(source, otherwise=TEMPLATE.replace("END", end)),
-            image_token=IMAGE,
             image_start=AROUND,
             image_end=AROUND,
         )

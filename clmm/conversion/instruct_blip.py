@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from clmm import source_config
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.conversion.blip_2 import COUNTED, RULES, eva_clip, q_former
-from clmm.processing_instruction import InstructionProcessor
+from clmm.processing_mmllm import MMLLMProcessor
 from clmm.source_processor import template_of
 
 TEMPLATE = (
@@ -47,13 +47,13 @@ class InstructBlip:
             token_ids={"image": source_config.token(source, "image_token_id")},
         )
 
-    def processor(self, source: Any, config: MMLLMConfig) -> InstructionProcessor:
+    def processor(self, source: Any, config: MMLLMConfig) -> MMLLMProcessor:
         """The same image processor and both tokenizers."""
-        return InstructionProcessor(
+        return MMLLMProcessor(
             source.image_processor,
             source.tokenizer,
-            source.qformer_tokenizer,
             {"image": config.num_tokens("image")},
             chat_template=template_of(source, otherwise=TEMPLATE),
             images_first=True,
+            qformer_tokenizer=source.qformer_tokenizer,
         )

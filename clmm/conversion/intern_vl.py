@@ -83,7 +83,7 @@ class InternVl:
             source.tokenizer,
             {"image": config.num_tokens("image")},
             chat_template=template_of(source),
-            image_token=source.image_token,
+            placeholders={"image": source.image_token},
             image_start=source.start_image_token,
             image_end=source.end_image_token,
         )

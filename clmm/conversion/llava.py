@@ -55,7 +55,7 @@ class Llava:
             source.tokenizer,
             {"image": config.num_tokens("image")},
             chat_template=template_of(source),
-            image_token=source.image_token,
+            placeholders={"image": source.image_token},
         )
 
 

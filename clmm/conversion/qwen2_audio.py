@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from clmm import source_config
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.conversion.llava import COUNTED, LANGUAGE_MODEL
-from clmm.processing_audio import AudioProcessor
+from clmm.processing_mmllm import MMLLMProcessor
 from clmm.source_processor import template_of
 from streams.settings import SettingError
 
@@ -67,12 +67,12 @@ class Qwen2Audio:
             token_ids={"audio": source_config.token(source, "audio_token_id")},
         )
 
-    def processor(self, source: Any, config: MMLLMConfig) -> AudioProcessor:
+    def processor(self, source: Any, config: MMLLMConfig) -> MMLLMProcessor:
         """The same feature extractor, tokenizer and chat template."""
-        return AudioProcessor(
-            source.feature_extractor,
-            source.tokenizer,
-            {"audio": config.num_tokens("audio")},
+        return MMLLMProcessor(
+            tokenizer=source.tokenizer,
+            preprocessors={"audio": source.feature_extractor},
+            num_tokens={"audio": config.num_tokens("audio")},
             chat_template=template_of(source),
-            audio_token=source.audio_token,
+            placeholders={"audio": source.audio_token},
         )

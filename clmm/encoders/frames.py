@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import BatchFeature, FeatureExtractionMixin
 
 from clmm.encoding import Encoder, joined
 
@@ -50,20 +51,31 @@ def uniform_frames(available: int, frames: int) -> list[int]:
     return [int(i) for i in np.linspace(0, available - 1, frames).round()]
 
 
-class FrameProcessor:
+class FrameProcessor(FeatureExtractionMixin):
     """Videos → `pixel_values_videos` [videos, frames, *one image], by the images' processor."""
 
-    def __init__(self, image_processor: Any, frames: int) -> None:
+    def __init__(self, image_processor: Any, frames: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.image_processor = image_processor
         self.frames = frames
 
-    def __call__(self, videos: Sequence[Any], return_tensors: str = "pt") -> dict[str, Tensor]:
+    def __call__(
+        self, videos: Sequence[Any], *, return_tensors: str | None = "pt", **kwargs: Any
+    ) -> BatchFeature:
         """Each video a sequence of pictures, or uint8 [N, height, width, 3]."""
         seen = []
         for video in videos:
             chosen = [video[i] for i in uniform_frames(len(video), self.frames)]
-            seen.append(self.image_processor(chosen, return_tensors=return_tensors)["pixel_values"])
-        return {"pixel_values_videos": torch.stack(seen)}
+            seen.append(self.image_processor(chosen, return_tensors="pt")["pixel_values"])
+        made = torch.stack(seen)
+        return BatchFeature(
+            {"pixel_values_videos": made if return_tensors == "pt" else made.numpy()}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the images' processor as its own settings."""
+        kept = {"image_processor": self.image_processor.to_dict(), "frames": self.frames}
+        return {**kept, "feature_extractor_type": type(self).__name__}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class InstructQFormer:
     """Tokens of the instruction: BERT's 30522 and a beginning of text."""
     text_length: int = 512
     """Longest instruction, in tokens."""
+
+    reads_instruction: ClassVar[bool] = True
 
     @property
     def unused(self) -> tuple[str, ...]:

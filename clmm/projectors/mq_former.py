@@ -44,6 +44,10 @@ class MqFormer:
     text_length: int = 512
     """Longest text, in tokens."""
 
+    @property
+    def reads_instruction(self) -> bool:
+        return self.vocabulary > 0
+
     def num_tokens(self, features: int) -> int:
         if features <= self.image_features:
             raise ValueError(
