@@ -178,13 +178,13 @@ def train_rows(language_model: nn.Module, ids: Sequence[int]) -> list[nn.Paramet
     return [*made.values()]
 
 
-def keep_rows(language_model: nn.Module) -> None:
+def keep_rows(model: nn.Module) -> None:
     """Writes trained rows into the embedding and the head, which are plain modules again."""
-    for name, layer in [*language_model.named_modules()]:
+    for name, layer in [*model.named_modules()]:
         if isinstance(layer, _Rows):
             with torch.no_grad():
                 layer.weight[[*layer.ids]] = layer.rows
-            _put(language_model, name, layer.base)
+            _put(model, name, layer.base)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

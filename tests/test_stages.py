@@ -170,7 +170,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(
 
 def test_targets_that_match_nothing_are_an_error(model: MMLLMForConditionalGeneration) -> None:
     with pytest.raises(
-        SettingError, match=r"no linear layer is named 'q_prj'; did you mean q_proj"
+        SettingError, match=r"of the language model is named 'q_prj'; did you mean q_proj"
     ):
         table(model, stage(lora=LoraSettings(rank=2, targets=("q_prj",))))
 
