@@ -89,7 +89,7 @@ def load(
     # On a CPU torch's fused attention is the slower one for rows as short as these: its backward
     # pass took half of a training step (docs/log.md).
     attention = {"attn_implementation": "eager"} if where.type == "cpu" else {}
-    with _quiet():
+    with quiet():
         processor = _processor(path)
         if isinstance(config, MMLLMConfig):
             _check_placeholders(path, config, processor)
@@ -281,8 +281,8 @@ def _digest(file: Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No weight-loading bars inside the program's own progress display."""
+def quiet() -> Iterator[None]:
+    """No bars of weights read or written inside the program's own progress display."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -30,7 +30,7 @@ from clmm import components, decoder_rows, objective, provenance, stages
 from clmm.batching import Batcher
 from clmm.experiment import processes
 from clmm.lane import wait_for_all
-from clmm.loading import Loaded, Precision, load, located
+from clmm.loading import Loaded, Precision, load, located, quiet
 from clmm.objectives.q_former import QFormer
 from clmm.objectives.sft import Sft
 from clmm.process_memory import peak_memory_bytes
@@ -134,6 +134,8 @@ def train_stages(
         done = _done(prepared)
         source = prepared[done - 1].path if done else model
         left = prepared[done:]
+        for one in prepared[:done] if shown and main else ():
+            print(f"{one.path.name}: was done already")
         if left:
             loaded = load(source, device=device, precision=precision)
             for one in left:
@@ -297,10 +299,11 @@ def _save(loaded: Loaded, folder: Path) -> None:
     for old in (partial, folder):  # of a run that was killed before it wrote the record
         shutil.rmtree(old, ignore_errors=True)
     model: Any = loaded.model
-    model.save_pretrained(partial)
+    with quiet():
+        model.save_pretrained(partial)
     loaded.processor.save_pretrained(partial)
     for spec in getattr(model.config, "generators", {}).values():
-        beside = loaded.path / str(spec.get("folder") or "")
-        if spec.get("folder") and beside.is_dir():
-            shutil.copytree(beside, partial / spec["folder"])
+        own = Path(spec.get("folder") or "/")
+        if not own.is_absolute() and ".." not in own.parts and (loaded.path / own).is_dir():
+            shutil.copytree(loaded.path / own, partial / own, dirs_exist_ok=True)
     partial.rename(folder)
