@@ -61,7 +61,7 @@ def add_prefix(model: Any, tokens: int) -> None:
     language_model = model.language_model
     weight = language_model.get_input_embeddings().weight
     with weight.device:
-        prefix = LanguagePrefix(model.config.text_config, tokens).to(weight.dtype)
+        prefix = LanguagePrefix(model.config.text_config, tokens)
     setattr(language_model, NAME, prefix)
     model.config.prefix_tokens = tokens
     kept = _Kept(model, prefix)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -183,6 +184,9 @@ def _add_adapters(model: nn.Module, lora: LoraSettings) -> None:
         # About weights that are tied to layers without adapters.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         inject_adapter_in_model(config, model, low_cpu_mem_usage=meta)
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:  # small updates of a half would be rounded away
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _staged(stage: Stage) -> objective.StagedObjective | None:
