@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(validate)
     validate.set_defaults(action=_validate)
 
+    train = commands.add_parser("train", help="train a model in stages, as its recipe says")
+    train.add_argument("file", type=Path, metavar="FILE.yaml", help="model and stages")
+    train.add_argument("--out", type=Path, metavar="DIR", help="default: runs/FILE")
+    train.add_argument("--dry-run", action="store_true", help="print what would train and stop")
+    train.set_defaults(action=_train)
+
     probe = commands.add_parser("probe", help="probe one model as it is")
     probe.add_argument("model", metavar="MODEL", help="nano, a folder, or a hub id")
     probe.add_argument(
@@ -254,6 +260,12 @@ def _probe(options: argparse.Namespace) -> int:
     from clmm import probe_command
 
     return probe_command.run(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from clmm import train_command
+
+    return train_command.run(options)
 
 
 def _sweep(options: argparse.Namespace) -> int:

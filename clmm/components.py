@@ -78,16 +78,33 @@ def component_of(model: nn.Module) -> dict[str, str]:
 
 def language_linears(model: nn.Module) -> list[str]:
     """Full names of the language model's linear layers, without the head: LoRA's targets."""
-    roots = find(model)["language_model"]
+    return linears(model, "language_model")
+
+
+def linears(model: nn.Module, component: str) -> list[str]:
+    """Full names of a component's linear layers, without the language model's head.
+
+    Layers that torch's own attention and encoder blocks read without calling them are left out:
+    what wraps such a layer would have no effect. Raises ValueError where none is left.
+    """
+    found = find(model)
+    outside = {
+        id(inner)
+        for outer in model.modules()
+        if isinstance(outer, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
+        for inner in outer.children()
+    }
     names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and any(_within(name, root) for root in roots)
+        and id(module) not in outside
         and name.rsplit(".", 1)[-1] not in HEADS
+        and _owner(name, found) == component
     ]
     if not names:
-        raise ValueError(f"the language model of {type(model).__name__} has no linear layer")
+        what = component.replace("_", " ")
+        raise ValueError(f"the {what} of {type(model).__name__} has no linear layer")
     return names
 
 

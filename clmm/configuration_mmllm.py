@@ -33,7 +33,7 @@ class MMLLMConfig(PretrainedConfig):
     `generators` maps an output's name (image, video, audio) to a name in `clmm.generators` with its
     settings, `output_projectors` to one in `clmm.output_projectors`, `signal_ids` to the ids of its
     signal tokens; `generation_loss` weighs what they are taught by. Without them text is all that
-    comes out.
+    comes out. `prefix_tokens` is the length of a prefix in the decoder's layers, where it has one.
 
     Raises SettingError for components that do not fit, with both names and both numbers.
     """
@@ -51,6 +51,7 @@ class MMLLMConfig(PretrainedConfig):
         generators: Mapping[str, Spec] | None = None,
         signal_ids: Mapping[str, Sequence[int]] | None = None,
         generation_loss: Spec | None = None,
+        prefix_tokens: int = 0,
         **kwargs: Any,
     ) -> None:
         self.encoders = {name: dict(spec) for name, spec in (encoders or {}).items()}
@@ -60,6 +61,7 @@ class MMLLMConfig(PretrainedConfig):
         self.generators = {name: dict(spec) for name, spec in (generators or {}).items()}
         self.signal_ids = {name: [*ids] for name, ids in (signal_ids or {}).items()}
         self.generation_loss = dict(generation_loss or {})
+        self.prefix_tokens = prefix_tokens
         if not isinstance(text_config, PretrainedConfig):
             values = dict(text_config or {})
             text_config = CONFIG_MAPPING[values.pop("model_type", "llama")](**values)
@@ -215,6 +217,12 @@ class MMLLMConfig(PretrainedConfig):
             owners[token] = f"token_ids.{name}"
 
     def _check(self) -> None:
+        if self.prefix_tokens and self.text_config.is_encoder_decoder:
+            kind = self.text_config.model_type
+            raise SettingError(
+                f"prefix_tokens: {kind} is an encoder and a decoder, and a prefix needs a decoder "
+                "alone"
+            )
         self._check_outputs()
         self._check_placeholders()
         for here, there in (("input_projectors", "encoders"), ("encoders", "input_projectors")):

@@ -120,7 +120,7 @@ class Experiment:
         """
         run = RunFolder(folder)
         with (
-            _processes(self.study) as main,
+            processes(self.study.device) as main,
             _threads(self._forks()),
             locked(run.path) if main else nullcontext(),
         ):
@@ -312,14 +312,14 @@ def _world_size() -> int:
 
 
 @contextmanager
-def _processes(study: Study) -> Iterator[bool]:
+def processes(device: str | None) -> Iterator[bool]:
     """Joins the other processes of torchrun, if there are any; whether this one is the main."""
     if _world_size() == 1:
         yield True
         return
     from accelerate import PartialState
 
-    on_cpu = study.device == "cpu" or not torch.cuda.is_available()
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     yield bool(PartialState(cpu=on_cpu).is_main_process)
 
 

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from clmm import gated_layers, key_value_cache, media_rows, modeling_outputs, modeling_seq2seq
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.encoding import joined
+from clmm.language_prefix import add_prefix
 
 FEATURES = "_features"
 INSTRUCTION = ("qformer_input_ids", "qformer_attention_mask")
@@ -76,6 +77,8 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             depth = config.text_config.num_hidden_layers
             layers = gated_layers.layers_of(self.language_model, depth)
             self._gated(name).attach(layers)
+        if config.prefix_tokens:
+            add_prefix(self, config.prefix_tokens)
         self.post_init()
 
     def _projector(self, name: str) -> nn.Module:

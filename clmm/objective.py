@@ -56,6 +56,25 @@ class Objective(Protocol):
         """The mean loss; `logits` [supervised tokens, V] as `rows.places` orders them."""
 
 
+class StagedObjective(Objective, Protocol):
+    """One that needs other parts than the model has: it has a stage of its own.
+
+    `loss` takes what its network makes of the rows in place of logits.
+    """
+
+    def size_beside(self, model: Any) -> int:
+        """How many parameters it adds to the model's own."""
+
+    def begin(self, model: Any) -> None:
+        """Adds them, under names with `.first_stage.`, which `clmm.stages.finish` takes off."""
+
+    def network(self, model: Any, processor: Any, *, autocast: Any) -> Any:
+        """What is trained in the model's place: a module of rows."""
+
+    def trains(self, model: Any) -> set[str]:
+        """The model's own parameters that the loss depends on."""
+
+
 def row_sums(values: Tensor, rows: Examples) -> Tensor:
     """Values of supervised tokens [tokens], added up within each row [rows]."""
     place = rows.places[0].to(values.device)
@@ -74,11 +93,16 @@ def log_likelihoods(logits: Tensor, rows: Examples, temperature: float = 1.0) ->
     return row_sums(token_log_likelihoods(logits, rows, temperature), rows)
 
 
-def of(spec: Any, *, where: str) -> Objective:
-    """The objective that a task names; raises SettingError."""
+def of(spec: Any, *, where: str, staged: bool = False) -> Objective:
+    """The objective that a task, or a stage of its own (`staged`), names; raises SettingError."""
     from streams.settings import SettingError, from_spec
 
     made: Objective = from_spec("clmm.objectives", spec, where=where)
     if not all(callable(getattr(made, name, None)) for name in ("check", "rows", "size", "loss")):
         raise SettingError(f"{where}: {made!r} is no objective; see clmm/objectives")
+    if hasattr(made, "network") and not staged:
+        raise SettingError(
+            f"{where}: {spec!r} trains parts that the model has not; make it the objective of a "
+            "stage of `clmm train`"
+        )
     return made

@@ -102,7 +102,7 @@ def generation(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.1) 
 
 
 class QFormerPretraining(nn.Module):
-    """A Q-Former with all that its first stage needs besides; `reader_state` is what remains of it.
+    """A Q-Former with all that its first stage needs besides; `share` makes a projector part of it.
 
     The text begins with a token whose last state stands for it ([CLS]); for generation it is
     replaced by `decoder_id` ([DEC]), an embedding of the vocabulary. Word predictions use the
@@ -189,15 +189,15 @@ class QFormerPretraining(nn.Module):
         hidden = self.transform_norm(gelu(self.transform(text)))
         return linear(hidden, self.words.weight, self.word_bias)
 
-    def reader_state(self) -> dict[str, Tensor]:
-        """What the `q_former` projector has of this, under its names."""
-        mine = {"query_tokens": self.query_tokens.detach()}
-        for name, value in self.qformer.state_dict().items():
-            if ".intermediate." not in name and ".output." not in name.replace(
-                "attention.output", ""
-            ):
-                mine[f"qformer.{name}"] = value
-        return mine
+    def share(self, projector: nn.Module) -> None:
+        """Makes the queries and layers of a `q_former` projector this one's own.
+
+        What remains is the text's: its MLPs, words and heads, of which the projector has none.
+        """
+        self.query_tokens = projector.query_tokens  # type: ignore[assignment]
+        for name, parameter in projector.get_submodule("qformer").named_parameters():
+            parent, _, last = name.rpartition(".")
+            setattr(self.qformer.get_submodule(parent), last, parameter)
 
     def _decoder(self, text_ids: Tensor) -> Tensor:
         first = torch.full_like(text_ids[:, :1], self.decoder_id)

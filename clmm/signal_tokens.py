@@ -171,20 +171,22 @@ def train_rows(language_model: nn.Module, ids: Sequence[int]) -> list[nn.Paramet
     for table in tables:
         weight = table.weight
         if id(weight) not in made:
-            made[id(weight)] = nn.Parameter(weight.detach()[[*ids]].clone())
+            # Small updates of a half would be rounded away.
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            made[id(weight)] = nn.Parameter(weight.detach()[[*ids]].to(exact))
         name = next(name for name, module in model.named_modules() if module is table)
         _put(model, name, _Rows(table, ids, made[id(weight)]))
         table.requires_grad_(False)
     return [*made.values()]
 
 
-def keep_rows(language_model: nn.Module) -> None:
+def keep_rows(model: nn.Module) -> None:
     """Writes trained rows into the embedding and the head, which are plain modules again."""
-    for name, layer in [*language_model.named_modules()]:
+    for name, layer in [*model.named_modules()]:
         if isinstance(layer, _Rows):
             with torch.no_grad():
-                layer.weight[[*layer.ids]] = layer.rows
-            _put(language_model, name, layer.base)
+                layer.weight[[*layer.ids]] = layer.rows.to(layer.weight.dtype)
+            _put(model, name, layer.base)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -354,20 +354,20 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> Written:
         raise SettingError(f"{path}: a study is a mapping of settings, not {type(values).__name__}")
     for key in ("model", "stream", "alignment"):
         if key in values:
-            values[key] = _beside(values[key], path.parent)
+            values[key] = beside(values[key], path.parent)
     for override in overrides:
         apply_override(values, override)
     keys = tuple(override.partition("=")[0] for override in overrides)
     return Written(name=path.stem, values=values, path=path, _node=node, _overridden=keys)
 
 
-def _beside(value: Any, folder: Path) -> Any:
-    """A relative path means: beside the study file, when it is there."""
+def beside(value: Any, folder: Path) -> Any:
+    """A relative path means: beside the file that says it, when it is there."""
     if isinstance(value, list):
-        return [_beside(one, folder) for one in value]
+        return [beside(one, folder) for one in value]
     if isinstance(value, dict):
         paths = {
-            key: _beside(value[key], folder) for key in ("name", "folder", "of") if key in value
+            key: beside(value[key], folder) for key in ("name", "folder", "of") if key in value
         }
         return {**value, **paths}
     if isinstance(value, str) and "/" in value and (folder / value).exists():

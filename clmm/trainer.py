@@ -106,6 +106,7 @@ class Trainer(SupervisedTemplate):
     """Trains `model` on one experience after another; plugins as in Avalanche.
 
     `objectives[n]` is that of samples with task label n; without one they are learnt by `sft`.
+    `network` is trained in the model's place by objectives that say so (`StagedObjective`).
     `steps` and `samples` count what has been trained. `report` is called after every update with
     stage, step, steps, loss and seconds. With `instead`, updates are left out and it is called once
     in their place. Raises TrainingDiverged, before the update, when loss or gradient is not finite.
@@ -119,6 +120,7 @@ class Trainer(SupervisedTemplate):
         seed: int,
         plugins: Sequence[Any] = (),
         objectives: Sequence[Objective] = (),
+        network: nn.Module | None = None,
         find_unused_parameters: bool = False,
     ) -> None:
         device = next(model.parameters()).device
@@ -155,7 +157,7 @@ class Trainer(SupervisedTemplate):
         share = settings.batch_size // self.world
         self._autocast = torch.bfloat16 if settings.precision == "bf16" else None
         super().__init__(
-            model=TokenLogits(model, autocast=self._autocast),
+            model=network or TokenLogits(model, autocast=self._autocast),
             optimizer=None,  # made afresh for every experience
             criterion=cross_entropy,
             train_mb_size=min(settings.micro_batch_size or share, share),

@@ -27,7 +27,7 @@ TABLE1 = [
 ]  # fmt: skip
 OTHERS = [
     "GILL", "NExT-GPT", "MiniGPT-5", "Emu", "CoDi-2", "ModaVerse", "MobileVLM", "TinyGPT-V",
-    "Vary-toy", "MoE-LLaVA",
+    "Vary-toy", "MoE-LLaVA", "Silkie",
 ]  # fmt: skip
 MEASURED_MILLIONS = {
     "blip-2-flan-t5-xxl": 12098.0,
@@ -105,12 +105,13 @@ def test_the_tiny_twin_learns_in_every_stage(name: str) -> None:
         # Dropped conditions are the empty text's.
         made = model.config.media_generator(output).build(tokenizer=byte_tokenizer())
         model.attach_generator(output, made)
+    names_before = {*model.state_dict()}
     for stage in recipe.stages:
         found = stages.apply(model, stage)
         model.train()
         learnt = {n: p.detach().clone() for n, p in model.named_parameters()}
         optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        loss = model(**batch(model)).loss
+        loss = loss_of(model, stage)
         assert torch.isfinite(loss)
         loss.backward()
         assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -123,6 +124,47 @@ def test_the_tiny_twin_learns_in_every_stage(name: str) -> None:
         moving = {components.component_of(model)[n] for n in moved}
         assert moving == {row.component for row in found.rows if row.trainable}
         model.zero_grad(set_to_none=True)
+        stages.finish(model)
+        assert {*model.state_dict()} == names_before
+
+
+def loss_of(model: Any, stage: Stage) -> torch.Tensor:
+    """The language model's, or that of the Q-Former's first stage."""
+    if stage.objective != "q_former":
+        loss: torch.Tensor = model(**batch(model)).loss
+        return loss
+    features = model.encode("image", torch.randn(2, *model.config.encoder("image").shape))
+    ids = torch.randint(1, 50, (2, 6))
+    stated = model.input_projectors["image"].first_stage(features, ids, torch.ones_like(ids))
+    return stated["loss"]  # type: ignore[no-any-return]
+
+
+ADDING = [
+    name
+    for name, recipe in RECIPES.items()
+    if any(stage.lora or stage.signal_rows or stage.objective for stage in recipe.stages)
+]
+
+
+@pytest.mark.parametrize("name", ADDING)
+def test_what_was_counted_is_what_is_set_at_full_size(name: str) -> None:
+    recipe = RECIPES[name]
+    if recipe.stated:
+        pytest.importorskip("timm")
+    model = recipe.build(device="meta")
+    for stage, counted in zip(recipe.stages, measured_once(name).stages, strict=True):
+        found = stages.apply(model, stage)
+        assert found == counted
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == counted.trainable
+        stages.finish(model)
+
+
+def test_a_recipe_has_a_preference_stage_and_one_a_first_stage_of_its_q_former() -> None:
+    found = {(stage.kind, name) for name, r in RECIPES.items() for stage in r.stages}
+    assert ("preference", "silkie") in found
+    objectives = {n: [s.objective for s in r.stages] for n, r in RECIPES.items()}
+    assert objectives["blip-2-flan-t5-xxl"] == ["q_former", None]
+    assert objectives["silkie"][-1] == {"name": "dpo", "beta": 0.1}
 
 
 def batch(model: Any) -> dict[str, Any]:

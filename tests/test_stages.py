@@ -55,6 +55,10 @@ def trainable(model: torch.nn.Module) -> int:
         stage("language_model.model.layers.*norm*", "language_model.model.embed_tokens"),
         stage("input_projector", lora=QUERIES),
         stage(lora=LoraSettings(rank=3)),
+        stage("language_model.norms"),
+        stage("input_projector", prefix=3),
+        stage("encoder.norms", lora=LoraSettings(rank=2, component="encoder"), prefix=2),
+        stage(lora=LoraSettings(rank=2, component="input_projector")),
     ],
 )
 def test_what_is_foretold_is_what_is_set(
@@ -92,7 +96,9 @@ def test_adapters_go_on_in_the_next_stage(model: MMLLMForConditionalGeneration) 
     assert trainable(model) == again.trainable == sum(again.patterns.values())
     frozen = apply(model, stage("input_projector"))
     assert trainable(model) == frozen.trainable == frozen.patterns["input_projector"]
-    with pytest.raises(SettingError, match=r"rank 2 on 4 layers, and the stage wants rank 4 on 4"):
+    with pytest.raises(
+        SettingError, match=r"rank 2 on 4 layers, and the stage wants rank 4 on 4; finish"
+    ):
         apply(model, stage(lora=LoraSettings(rank=4, targets=("q_proj", "v_proj"))))
 
 
@@ -170,7 +176,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(
 
 def test_targets_that_match_nothing_are_an_error(model: MMLLMForConditionalGeneration) -> None:
     with pytest.raises(
-        SettingError, match=r"no linear layer is named 'q_prj'; did you mean q_proj"
+        SettingError, match=r"of the language model is named 'q_prj'; did you mean q_proj"
     ):
         table(model, stage(lora=LoraSettings(rank=2, targets=("q_prj",))))
 
@@ -188,6 +194,8 @@ def test_a_stage_is_read_from_plain_values() -> None:
         Stage.read({**values, "lora": {"rnk": 4}}, where="stages[0]")
     with pytest.raises(SettingError, match=r"lora\.rank: must be at least 1; got 0"):
         Stage.read({**values, "lora": {"rank": 0}}, where="stages[0]")
+    with pytest.raises(SettingError, match=r"there is no 'q_formr'; did you mean q_former\?"):
+        Stage.read({**values, "objective": "q_formr"}, where="stages[0]")
     with pytest.raises(SettingError, match=r"stages\[0\]\.kind: "):
         Stage.read({**values, "kind": "tuning"}, where="stages[0]")
 

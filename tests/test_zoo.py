@@ -88,7 +88,7 @@ def test_the_listing_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{len(names())} of {len(names())} recipes, 154 of 154 models" in lines[-1]
     assert run("--formula", "llm=mobilellama") == 0
     out = capsys.readouterr().out
-    assert "2 of 30 recipes, 2 of 154 models" in out
+    assert "2 of 31 recipes, 2 of 154 models" in out
     assert "llava-13b" not in out
 
 
