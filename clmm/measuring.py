@@ -92,7 +92,7 @@ def _reason(line: Explained, measured: Measured, *, where: str) -> Reason:
             f"besides, which nobody prints as {line.printed}"
         )
     said, _ = digits(line.printed)
-    note = f"published as {line.printed}" + (f"; {line.note}" if line.note else "")
+    note = f"published as {line.printed}" + (f". {line.note}" if line.note else "")
     return Reason(component=line.component, parameters=own - said, note=note)
 
 

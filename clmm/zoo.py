@@ -253,8 +253,8 @@ def print_entry(entry: Entry) -> None:
 def run(name: str | None = None, *, formula: Sequence[str] = (), out: Path | None = None) -> int:
     """`clmm zoo`: lists, shows one, or writes what is measured; returns the exit status."""
     chosen = wanted(formula)
-    if out is not None and out.is_dir():
-        raise SettingError(f"--out: {out} is a folder; name a file, such as zoo.json")
+    if out is not None:
+        _make_room(out)
     if name is not None and chosen:
         raise SettingError(f"--formula: {name} is one already; leave one of them out")
     if name is None:
@@ -270,10 +270,22 @@ def run(name: str | None = None, *, formula: Sequence[str] = (), out: Path | Non
         print_entry(_entry(name, recipes_alone=out is not None))
         return 0
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         written = [{key: one[key] for key in WRITTEN} for one in records]
-        out.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        try:
+            out.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise SettingError(f"--out: cannot write {out}: {error.strerror}") from None
     return 0
+
+
+def _make_room(out: Path) -> None:
+    """The file's folder; SettingError, before anything is measured, where there can be none."""
+    if out.is_dir():
+        raise SettingError(f"--out: {out} is a folder; name a file, such as zoo.json")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"--out: cannot make {out.parent}: {error.strerror}") from None
 
 
 def _entry(name: str, *, recipes_alone: bool) -> Entry:

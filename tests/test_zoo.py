@@ -86,7 +86,7 @@ def test_the_listing_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
     assert {*names()} <= {*first}
     assert sum("202" in line[:60] for line in lines) >= 154
     assert f"{len(names())} of {len(names())} recipes, 154 of 154 models" in lines[-1]
-    assert run("--formula", "llm=mobilellama") == 0
+    assert run("--formula", "llm=mobilellama", "--formula", "encoder=clip") == 0
     out = capsys.readouterr().out
     assert "2 of 31 recipes, 2 of 154 models" in out
     assert "llava-13b" not in out
@@ -128,6 +128,7 @@ def test_a_model_without_a_recipe_is_described(capsys: pytest.CaptureFixture[str
         (["zzz"], "there is no 'zzz' in the zoo; `clmm zoo` lists them"),
         (["llava-13b", "--formula", "llm=opt"], "llava-13b is one already; leave one of them out"),
         (["--out", "."], "--out: . is a folder; name a file"),
+        (["llava-13b", "--out", "/dev/null/zoo.json"], "--out: cannot make /dev/null: File exists"),
         (["kosmos-1", "--out", "x.json"], "there is no 'kosmos-1' in the zoo"),
     ],
 )
