@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
     zoo = commands.add_parser("zoo", help="list published models; show or measure a recipe")
     zoo.add_argument("name", nargs="?", metavar="NAME", help="a recipe, or a model's name")
-    zoo.add_argument("--formula", nargs="+", default=[], metavar="KEY=VALUE",
+    zoo.add_argument("--formula", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                      help="filter: input=image,audio encoder=clip llm=vicuna output=I")  # fmt: skip
     zoo.add_argument("--out", type=Path, metavar="F.json", help="measure and write the recipes")
     zoo.set_defaults(action=_zoo)

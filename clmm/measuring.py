@@ -1,6 +1,7 @@
 """Counts a recipe's parameters, component by component and stage by stage, without memory.
 
-Knows how components are built side by side; what the numbers should be, the recipe says.
+Knows how components are built side by side, and what of a gap each line of a recipe's explanation
+accounts for; what the numbers should be, the recipe says.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from torch import nn
 
 from clmm import modeling_outputs, stages
 from clmm.composition import configuration
-from clmm.recipe import Recipe
+from clmm.recipe import Explained, Recipe, digits, prints
 from clmm.stages import StageTable
+from streams.catalog import nearest
+from streams.settings import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class Measured:
     components: Mapping[str, int]
     """encoders.image, input_projectors.image, language_model, … → parameters; one that shares
     another's weights is not there."""
+    parameters: Mapping[str, int]
+    """Full name of each parameter, such as language_model.lm_head.weight → its size."""
     stages: tuple[StageTable, ...]
     """What each stage freezes and trains; generators are in none."""
     stated: tuple[str, ...]
@@ -34,13 +39,73 @@ class Measured:
     def total(self) -> int:
         return sum(self.components.values())
 
+    def count(self, part: str, *, stage: str | None = None) -> int | None:
+        """The parameters of a component, of a module in it, or of what a stage adds (`lora`,
+        `signal_rows`); None where there is no such part."""
+        added = next((table.patterns for table in self.stages if table.stage == stage), {})
+        if part in ("lora", "signal_rows"):
+            return added.get(part)
+        sizes = [n for name, n in self.parameters.items() if f"{name}.".startswith(f"{part}.")]
+        return sum(sizes) if sizes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """A line of a recipe's explanation with its count."""
+
+    component: str
+    parameters: int
+    """What it adds to the measured count, over the published one."""
+    note: str
+
+
+def reasons(recipe: Recipe, measured: Measured, *, stage: str | None = None) -> tuple[Reason, ...]:
+    """Why the measured count differs from the published one, of the whole or of a stage.
+
+    Raises SettingError for a component that is not there, one whose count is written down although
+    it is ours, and one whose printed count has other digits than what was measured.
+    """
+    return tuple(
+        _reason(line, measured, where=f"{recipe.name}.yaml: explanation[{i}]")
+        for i, line in enumerate(recipe.explanation)
+        if line.stage == stage
+    )
+
+
+def _reason(line: Explained, measured: Measured, *, where: str) -> Reason:
+    parts = line.component.split(" + ")
+    counts = [measured.count(part, stage=line.stage) for part in parts]
+    if line.parameters is not None:
+        if any(count is not None for count in counts):
+            raise SettingError(f"{where}.parameters: {line.component} is measured; leave it out")
+        return Reason(component=line.component, parameters=line.parameters, note=line.note)
+    for part, count in zip(parts, counts, strict=True):
+        if count is None:
+            near = nearest(part, [*measured.components, "lora", "signal_rows"])
+            raise SettingError(f"{where}.component: {part!r} is no part that was measured{near}")
+    own = sum(count for count in counts if count is not None)
+    if line.printed is None:
+        return Reason(component=line.component, parameters=own, note=line.note)
+    if not prints(own + line.besides, line.printed):
+        raise SettingError(
+            f"{where}.printed: {line.component} has {own:,} parameters and {line.besides:,} "
+            f"besides, which nobody prints as {line.printed}"
+        )
+    said, _ = digits(line.printed)
+    note = f"published as {line.printed}" + (f". {line.note}" if line.note else "")
+    return Reason(component=line.component, parameters=own - said, note=note)
+
 
 def measure(recipe: Recipe) -> Measured:
     """Builds the components on the meta device and counts them."""
     parts = Parts(recipe)
-    counted = {name: _count(module) for name, module in parts.named_parts()}
+    sizes = {
+        component: {name: parameter.numel() for name, parameter in module.named_parameters()}
+        for component, module in parts.named_parts()
+    }
     return Measured(
-        components=counted,
+        components={component: sum(found.values()) for component, found in sizes.items()},
+        parameters={f"{c}.{name}": n for c, found in sizes.items() for name, n in found.items()},
         stages=tuple(stages.table(parts, stage) for stage in recipe.stages),
         stated=tuple(parts.stated),
     )
@@ -112,7 +177,3 @@ def _projector(config: Any, name: str) -> nn.Module:
         input_width=config.encoder(name).width, output_width=text.hidden_size, **more
     )
     return module
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ FORMULA = ("input", "encoder", "projector", "llm", "output_projector", "generato
 """The formula of a model, from left to right."""
 KEYS = (*FORMULA, "io", "name", "date", "venue", "functional", "design", "paper", "source")
 """What models can be filtered by."""
+WRITTEN = (
+    "name", "measured_parameters", "published_parameters", "difference", "explanation",
+)  # fmt: skip
+"""What `--out` writes of a recipe."""
 
 _LETTERS = {"image": "I", "video": "V", "audio": "A", "text": "T", "points": "3D", "point": "3D"}
 _COLUMNS = {"projector": "input_projector", "source": "arch_source"}
@@ -128,9 +132,13 @@ def recipes(chosen: Mapping[str, str]) -> list[Recipe]:
 
 def record(recipe: Recipe) -> dict[str, Any]:
     """A recipe measured against what is published, as plain data."""
-    from clmm.measuring import measure
+    from clmm.measuring import measure, reasons
 
     measured = measure(recipe)
+
+    def explanation(stage: str | None) -> list[dict[str, Any]]:
+        return [asdict(reason) for reason in reasons(recipe, measured, stage=stage)]
+
     published = recipe.published
     gap = None if published.parameters is None else measured.total - published.parameters
     return {
@@ -143,7 +151,7 @@ def record(recipe: Recipe) -> dict[str, Any]:
         "published_parameters": published.parameters,
         "published_source": published.source,
         "difference": gap,
-        "explanation": [_line(line) for line in recipe.explanation if line.stage is None],
+        "explanation": explanation(None),
         "components": dict(measured.components),
         "stated": {name: recipe.stated[name].note for name in measured.stated},
         "stages": [
@@ -154,7 +162,7 @@ def record(recipe: Recipe) -> dict[str, Any]:
                 "training": stage.training,
                 "measured_trainable": table.trainable,
                 "published_trainable": published.trainable.get(stage.name),
-                "explanation": [_line(x) for x in recipe.explanation if x.stage == stage.name],
+                "explanation": explanation(stage.name),
                 "frozen_and_trainable": table.record(),
             }
             for stage, table in zip(recipe.stages, measured.stages, strict=True)
@@ -251,8 +259,8 @@ def print_entry(entry: Entry) -> None:
 def run(name: str | None = None, *, formula: Sequence[str] = (), out: Path | None = None) -> int:
     """`clmm zoo`: lists, shows one, or writes what is measured; returns the exit status."""
     chosen = wanted(formula)
-    if out is not None and out.is_dir():
-        raise SettingError(f"--out: {out} is a folder; name a file, such as zoo.json")
+    if out is not None:
+        _make_room(out)
     if name is not None and chosen:
         raise SettingError(f"--formula: {name} is one already; leave one of them out")
     if name is None:
@@ -268,9 +276,22 @@ def run(name: str | None = None, *, formula: Sequence[str] = (), out: Path | Non
         print_entry(_entry(name, recipes_alone=out is not None))
         return 0
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        written = [{key: one[key] for key in WRITTEN} for one in records]
+        try:
+            out.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise SettingError(f"--out: cannot write {out}: {error.strerror}") from None
     return 0
+
+
+def _make_room(out: Path) -> None:
+    """The file's folder; SettingError, before anything is measured, where there can be none."""
+    if out.is_dir():
+        raise SettingError(f"--out: {out} is a folder; name a file, such as zoo.json")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"--out: cannot make {out.parent}: {error.strerror}") from None
 
 
 def _entry(name: str, *, recipes_alone: bool) -> Entry:
@@ -311,10 +332,6 @@ def _modalities(side: str) -> set[str]:
 
 def _bare(text: str) -> str:
     return re.sub(r"[^\w+*]|_", "", text.lower())
-
-
-def _line(line: Any) -> dict[str, Any]:
-    return {"component": line.component, "parameters": line.parameters, "note": line.note}
 
 
 def _add_published(

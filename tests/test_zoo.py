@@ -86,7 +86,7 @@ def test_the_listing_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
     assert {*names()} <= {*first}
     assert sum("202" in line[:60] for line in lines) >= 154
     assert f"{len(names())} of {len(names())} recipes, 154 of 154 models" in lines[-1]
-    assert run("--formula", "llm=mobilellama") == 0
+    assert run("--formula", "llm=mobilellama", "--formula", "encoder=clip") == 0
     out = capsys.readouterr().out
     assert "2 of 31 recipes, 2 of 154 models" in out
     assert "llava-13b" not in out
@@ -101,7 +101,7 @@ def test_a_recipe_is_shown_against_what_is_published(
         "6,658,510,848",
         "stage 1: training (pretraining)",
         "published as trainable: 50,000,000; measured -1,214,848 (-2.43%), unexplained +96,384",
-        "-1,311,232 retrieval heads: 4096 to 256",
+        "-1,311,232 retrieval heads: Linear 4096 to 256",
         "notes: CLIP's pooled feature",
     ):
         assert words in out
@@ -128,6 +128,7 @@ def test_a_model_without_a_recipe_is_described(capsys: pytest.CaptureFixture[str
         (["zzz"], "there is no 'zzz' in the zoo; `clmm zoo` lists them"),
         (["llava-13b", "--formula", "llm=opt"], "llava-13b is one already; leave one of them out"),
         (["--out", "."], "--out: . is a folder; name a file"),
+        (["llava-13b", "--out", "/dev/null/zoo.json"], "--out: cannot make /dev/null: File exists"),
         (["kosmos-1", "--out", "x.json"], "there is no 'kosmos-1' in the zoo"),
     ],
 )
@@ -145,8 +146,8 @@ def test_recipes_are_measured_into_a_file(tmp_path: Path) -> None:
     wanted = ["instructblip-13b", "llava-13b", "minigpt-4", "shikra-13b"]
     assert [one["name"] for one in written if one["name"] in wanted] == wanted
     for one in written:
+        assert list(one) == [*zoo.WRITTEN]
         said, found = one["published_parameters"], one["measured_parameters"]
-        assert found == sum(one["components"].values())
         if said is None:
             assert one["difference"] is None
             assert one["explanation"] == []
@@ -157,11 +158,17 @@ def test_recipes_are_measured_into_a_file(tmp_path: Path) -> None:
         for line in one["explanation"]:
             assert line["component"]
             assert isinstance(line["parameters"], int)
-        for stage in one["stages"]:
-            table = stage["frozen_and_trainable"]
-            parts = table["components"].values()
-            assert table["total"] == sum(part["frozen"] + part["trainable"] for part in parts)
-            assert stage["measured_trainable"] == table["trainable"]
+
+
+def test_a_record_adds_up() -> None:
+    one = zoo.record(Recipe.read("minigpt-v2-chat"))
+    assert one["measured_parameters"] == sum(one["components"].values())
+    assert [stage["name"] for stage in one["stages"]][-1] == "multi-modal instruction tuning"
+    for stage in one["stages"]:
+        table = stage["frozen_and_trainable"]
+        parts = table["components"].values()
+        assert table["total"] == sum(part["frozen"] + part["trainable"] for part in parts)
+        assert stage["measured_trainable"] == table["trainable"]
 
 
 def test_listing_needs_no_torch() -> None:
