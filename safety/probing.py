@@ -122,7 +122,7 @@ def run_probe(
 
 
 def with_shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """The samples, each with the picture of a sample of another cluster; text is left alone."""
+    """The samples, each with the picture of a sample of another cluster; the rest is left alone."""
     shown = [s for s in samples if s.images]
     firsts = {s.cluster: s.images[0] for s in shown}
     clusters = list(firsts)
