@@ -17,8 +17,6 @@ from clmm.encoders.imagebind import ImageBind
 from clmm.measuring import measure, reasons
 from clmm.modeling_mmllm import values_key
 from clmm.processing_mmllm import byte_tokenizer
-from clmm.projectors.q_former import QFormer
-from clmm.q_former_losses import QFormerPretraining
 from clmm.recipe import Recipe, digits, merged, names, prints
 from clmm.stage_settings import Stage
 from streams.settings import SettingError
@@ -128,10 +126,6 @@ def imagebind_text() -> int:
 
 
 WRITTEN_DOWN: dict[tuple[str, str], Callable[[], int]] = {
-    ("blip-2-flan-t5-xxl", "text side and heads of the Q-Former"): lambda: (
-        measured_once("blip-2-flan-t5-xxl").stages[0].trainable
-        - count(lambda: QFormerPretraining(QFormer(), 1408))
-    ),
     ("flamingo-9b", "language_model"): lambda: 32 * 4096**2 - 2050 * 4096,
     ("flamingo-9b", "input_projectors.image.blocks"): lambda: 8 * 2 * 4096 * (4096 - 1536),
     ("gill", "retrieval heads"): lambda: -(4096 * 256 + 256 + 1024 * 256 + 256),
@@ -144,6 +138,12 @@ WRITTEN_DOWN: dict[tuple[str, str], Callable[[], int]] = {
     ),
     ("next-gpt", "generators.image"): lambda: count(safety_checker),
     ("next-gpt", "adapters"): lambda: -digits("33 M")[0],
+    **{
+        (name, "the text's MLP in the Q-Former's last layer"): lambda: (
+            -(2 * 768 * 3072 + 3072 + 768 + 2 * 768)  # two maps, two biases, a norm
+        )
+        for name in ("instructblip-7b", "instructblip-13b")
+    },
 }
 """Counts that recipes write down, for what is not ours: made again from what they are of."""
 
