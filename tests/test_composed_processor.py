@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 import clmm
 from clmm import llm
-from clmm.composition import compose
+from clmm.composition import compose, configuration
 from clmm.loading import ModelError, load
 from clmm.modeling_mmllm import values_key
 from clmm.processing_mmllm import MMLLMProcessor, byte_tokenizer
+from clmm.recipe import Recipe, merged, names
 from clmm.turns import Turns
 from streams.settings import SettingError
 
@@ -437,3 +438,30 @@ def test_a_vocabulary_may_be_larger_than_bytes() -> None:
     assert processor.image_token_id == 1000
     six = composed({"image": CLIP}, llm=LLM | {"vocab_size": 262}, token_ids={"image": 2})
     assert len(clmm.processor_of(six).tokenizer) == 262
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_has_a_processor(name: str, tmp_path: Path) -> None:
+    made = Recipe.read(name).composition(tiny=True)
+    bytes_alone = {"vocab_size": 261, "pad_token_id": 0, "eos_token_id": 1}
+    made["llm"] = merged({"llm": made["llm"]}, {"llm": bytes_alone})["llm"]
+    for spec in made["projectors"].values():
+        if isinstance(spec, dict) and "vocabulary" in spec:
+            spec["vocabulary"] = 261
+    config = configuration(**made)
+    first = clmm.processor_of(config)
+    first.save_pretrained(tmp_path)
+    processor: Any = AutoProcessor.from_pretrained(tmp_path)
+    assert processor.to_json_string() == first.to_json_string()
+    rates = {getattr(one, "sampling_rate", None) for one in processor.preprocessors.values()}
+    sound = MEDIA["audio"][1][: 400 if 16000 in rates else None]
+    media = {"image": MEDIA["image"][0], "video": MEDIA["video"][0], "audio": sound}
+    batch = processor(
+        text="".join(f"<{name}>" for name in config.inputs),
+        return_tensors="pt",
+        **{KEYWORDS.get(name, name): [media[name]] for name in config.inputs},
+    )
+    for name in config.inputs:
+        assert batch[values_key(name)].shape == (1, *config.encoder(name).shape)
+        placed = int((batch["input_ids"] == config.token_ids[name]).sum())
+        assert placed == config.num_tokens(name)

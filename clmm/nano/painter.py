@@ -64,7 +64,8 @@ def settings_of(vocabulary: int) -> LatentDiffusion:
         latent_channels=8,
         condition_length=10,
         condition_width=64,
-        text_layers=2,
+        text_encoder="t5",  # the first thing of two must know where the words will put it
+        text_layers=3,
         text_heads=4,
         vocabulary=vocabulary,
         prediction="v_prediction",
