@@ -127,17 +127,25 @@ def paint(stages: dict[str, Stage], *, seed: int, workshop: Path | None) -> Diff
     settings = settings_of(len(tokenizer))
     torch.manual_seed(seed)
     painter = settings.build(tokenizer)
-    for name in ("vae", "unet"):
-        stage = stages[name]
+    for name, train, taught in (
+        ("vae", _train_vae, ("vae",)),
+        ("unet", _train_unet, ("unet", "text_encoder")),
+    ):
         kept = workshop / f"painter-{name}-{seed}" if workshop else None
-        if kept and (kept / "unet").is_dir():
-            painter = dataclasses.replace(settings, folder=str(kept)).load()
+        parts = {part: painter.parts()[part] for part in taught}
+        if kept and all((kept / part).is_dir() for part in parts):
+            for part, made in parts.items():
+                found = type(made).from_pretrained(kept / part, use_safetensors=True)
+                made.load_state_dict(found.state_dict())
+                if part == "vae":
+                    made.register_to_config(scaling_factor=found.config.scaling_factor)
             print(f"{name}: found {kept}")
             continue
         painter.requires_grad_(False)
-        (_train_vae if name == "vae" else _train_unet)(painter, stage, seed=seed)
+        train(painter, stages[name], seed=seed)
         if kept:
-            painter.save(kept)
+            for part, made in parts.items():
+                made.save_pretrained(kept / part)
     return painter.requires_grad_(False).eval()
 
 
