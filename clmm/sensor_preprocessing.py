@@ -40,15 +40,18 @@ class PointClouds(FeatureExtractionMixin):
     def __call__(
         self, clouds: Any, *, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Raises ValueError for a cloud of fewer channels, with both numbers."""
+        """Raises ValueError for a cloud of other channels, with both numbers."""
         made = [self._one(cloud) for cloud in _many(clouds, 2)]
         return BatchFeature({"points_values": made}, tensor_type=return_tensors)
 
     def _one(self, cloud: np.ndarray) -> np.ndarray:
-        if cloud.shape[-1] < self.channels:
-            raise ValueError(f"a cloud has {cloud.shape[-1]} channels, not {self.channels}")
+        if cloud.shape[-1] != self.channels:
+            raise ValueError(
+                f"a cloud has {cloud.shape[-1]} channels, and the encoder takes {self.channels}; "
+                "give x, y, z, and colours only to an encoder that sees them"
+            )
         order = np.random.default_rng(0).permutation(len(cloud))
-        cloud = cloud[np.resize(order, self.points), : self.channels]
+        cloud = cloud[np.resize(order, self.points)]
         centred = cloud[:, :3] - cloud[:, :3].mean(0)
         size = max(float(np.linalg.norm(centred, axis=1).max()), 1e-8)
         return np.concatenate([centred / size, cloud[:, 3:]], axis=1)

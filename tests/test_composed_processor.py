@@ -189,7 +189,10 @@ def test_the_chat_template_knows_all_parts(processor: Any) -> None:
         ({"text": "<audio>", "audio": np.zeros(9, np.int16)}, r"audio\[0\]: give floats .* int16"),
         ({"text": "<audio>", "audio": np.array([0.0, np.nan])}, r"audio\[0\]: .* no numbers"),
         ({"text": "<imu>", "imu": np.zeros((6, 41))}, r"imu\[0\]: 41 samples, .* takes 40"),
-        ({"text": "<points>", "points": np.zeros((9, 2))}, "a cloud has 2 channels, not 3"),
+        (
+            {"text": "<points>", "points": np.zeros((9, 2))},
+            "a cloud has 2 channels, and the encoder takes 3",
+        ),
         (
             {"text": "<video>", "videos": MEDIA["depth"][:1]},
             r"video\[0\]: .* got one of \[40, 30\]",

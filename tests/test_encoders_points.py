@@ -158,7 +158,7 @@ def test_the_preprocessor_makes_a_unit_sphere_of_fixed_size(tmp_path: Path) -> N
     extractor.save_pretrained(tmp_path)
     again = type(extractor).from_pretrained(tmp_path)
     assert torch.equal(again(clouds, return_tensors="pt")["points_values"], made)
-    with pytest.raises(ValueError, match="a cloud has 3 channels, not 6"):
+    with pytest.raises(ValueError, match="a cloud has 3 channels, and the encoder takes 6"):
         extractor(clouds[0][:, :3])
 
 
