@@ -28,7 +28,7 @@ from clmm.nano.curriculum import picture_lesson, text_lesson
 from clmm.processing_mmllm import MMLLMProcessor, byte_tokenizer
 from streams.world import SIZE, TRAIN_PAIRS
 
-SIGNALS = 8
+SIGNALS = 16
 KL_WEIGHT = 1e-5
 DETAIL = 32
 """Pixels of a side of the pieces that the VAE learns from first."""
@@ -46,7 +46,7 @@ STAGES: dict[str, Stage] = {
     "beholder": Stage(steps=1500, learning_rate=3e-3, batch_size=64),
     "vae": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
     "unet": Stage(steps=5000, learning_rate=1e-3, batch_size=32),
-    "projector": Stage(steps=3000, learning_rate=1e-3, batch_size=32),
+    "projector": Stage(steps=1200, learning_rate=2e-3, batch_size=32),
 }
 
 

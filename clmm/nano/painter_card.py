@@ -203,7 +203,7 @@ license: mit
 ---
 # painter: nano draws
 
-nano with eight signal tokens, an output projector, and a latent diffusion model of the generated
+nano with sixteen signal tokens, an output projector, and a latent diffusion model of the generated
 world. Parameters of the generator: {parts}. All weights together: {size / 1e6:.1f} MB.
 
 ![what was asked for, and what was drawn](drawn.png)
