@@ -36,30 +36,36 @@ class Course:
 
 def run(options: argparse.Namespace) -> int:
     """Trains what the folder does not hold yet; returns the exit status."""
-    course = _read(options.file)
+    told = read(options.file)
 
     from clmm import stages
     from clmm.stage_training import Lesson, train_stages
 
     lessons = [Lesson.read(one, where=f"{options.file}: stages[{i}]")
-               for i, one in enumerate(course.stages)]  # fmt: skip
+               for i, one in enumerate(told.stages)]  # fmt: skip
     if options.dry_run:
         from clmm.loading import load
 
-        model: Any = load(course.model, device=course.device, precision=course.precision).model
+        model: Any = load(told.model, device=told.device, precision=told.precision).model
         for lesson in lessons:
             stages.table(model, lesson.stage).print()
         return 0
     out = options.out or Path("runs") / options.file.stem
-    rest = {key: getattr(course, key) for key in ("seed", "device", "precision")}
-    print(train_stages(course.model, lessons, out, shown=True, **rest))
+    rest = {key: getattr(told, key) for key in ("seed", "device", "precision")}
+    print(train_stages(told.model, lessons, out, shown=True, **rest))
     return 0
 
 
-def _read(file: Path) -> Course:
+def read(file: Path) -> Course:
+    """The file's settings; SettingError naming it."""
     if not file.is_file():
         raise SettingError(f"{file}: there is no such file")
     values, _ = parse(file.read_text("utf-8"), str(file))
+    return course(values, file)
+
+
+def course(values: Any, file: Path) -> Course:
+    """From plain values; relative paths in them lie beside the file."""
     if not isinstance(values, Mapping):
         raise SettingError(f"{file}: give model and stages; got {values!r}")
     values = {**values}
@@ -72,7 +78,7 @@ def _read(file: Path) -> Course:
             else one
             for one in values["stages"]
         ]
-    course = settings.build(Course, values, where=str(file))
-    if not course.stages:
+    made = settings.build(Course, values, where=str(file))
+    if not made.stages:
         raise SettingError(f"{file}: stages: name at least one")
-    return course
+    return made

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from clmm import cli, objective, stage_training, stages
+from clmm import cli, objective, stage_training, stages, train_command
 from clmm.benchmark import Examples
 from clmm.composition import compose
 from clmm.loading import load
@@ -129,6 +129,21 @@ def test_three_stages_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert record["cost"]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert cli.main(["train", str(file), "--out", str(out)]) == 0
     assert capsys.readouterr().out.count("was done already") == 3
+
+
+def test_the_example_is_pre_training_instructions_and_preferences() -> None:
+    course = train_command.read(MINE.parent / "stages.yaml")
+    read = [Lesson.read(one, where="stages") for one in course.stages]
+    assert [one.stage.kind for one in read] == ["pretraining", "instruction", "preference"]
+    assert read[0].stage.train == ("input_projector",)  # as the recipe says
+    model = load(course.model, device="cpu").model
+    assert all(stages.table(model, one.stage).trainable for one in read)
+    for values, said in (
+        ({"model": "nano", "stages": []}, r"stages: name at least one"),
+        ({"model": "nano", "stage": []}, r"\.stage: no such setting; did you mean stages"),
+    ):
+        with pytest.raises(SettingError, match=said):
+            train_command.course(values, Path("x.yaml"))
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
