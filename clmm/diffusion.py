@@ -141,6 +141,8 @@ class Diffusion(nn.Module):
             asked = {"encoder_hidden_states": None, "class_labels": condition[:, 0]}
         else:
             asked = {"encoder_hidden_states": condition}
+        if self.unet.config.in_channels == latents.shape[1] + 2:
+            latents = torch.cat([latents, coordinates(latents)], dim=1)
         prediction: Tensor = self.unet(latents, timesteps, **asked).sample
         return prediction
 
@@ -247,6 +249,18 @@ class Diffusion(nn.Module):
             found |= {"text_encoder": self.text.encoder, "tokenizer": self.text.tokenizer}
         vocoder = getattr(self.codec, "vocoder", None)
         return found if vocoder is None else {**found, "vocoder": vocoder}
+
+
+def coordinates(latents: Tensor) -> Tensor:
+    """Height and width of each place in [−1, 1]: [B, 2, h, w] (CoordConv, arXiv 1807.03247).
+
+    Without them a UNet sees its borders alone, and learns late which side is which.
+    """
+    height, width = latents.shape[-2:]
+    grid = torch.meshgrid(
+        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+    )
+    return torch.stack(grid).to(latents).expand(len(latents), 2, height, width)
 
 
 def vae_of(channels: tuple[int, ...], *, layers: int, **more: Any) -> Any:

@@ -24,6 +24,7 @@ KINDS = {
 }
 MODELS = {
     "nano": "The embedded model organism: 72-pixel pictures, byte-level text.",
+    "painter": "nano with a latent diffusion model that draws what it is asked for.",
     "FOLDER": "A Hugging Face vision-language model, or what `clmm compose` made, in a folder.",
     "OWNER/NAME": "A vision-language model on the Hugging Face hub; it is downloaded.",
 }

@@ -50,6 +50,8 @@ class LatentDiffusion:
     """Channels of the UNet's blocks; each after the first halves the map."""
     attention: tuple[bool, ...] = (True, True, True, False)
     """Which blocks attend to the condition."""
+    coordinates: bool = False
+    """Whether the UNet is shown where each latent is, in two further channels."""
     layers: int = 2
     """Residual layers of a block."""
     heads: int | tuple[int, ...] = 8
@@ -125,7 +127,7 @@ class LatentDiffusion:
 
         unet = UNet2DConditionModel(
             sample_size=self.latent_shape[-1],
-            in_channels=self.latent_channels,
+            in_channels=self.latent_channels + 2 * self.coordinates,
             out_channels=self.latent_channels,
             block_out_channels=self.channels,
             layers_per_block=self.layers,

@@ -49,6 +49,17 @@ class Wish:
             phrasings.article(" ".join(pair)) for pair in self.pairs
         )
 
+    @property
+    def canonical(self) -> Wish:
+        """The same picture in the painter's order: top to bottom, or left to right.
+
+        Which side is whose would else be an exclusive or of word and order, which the UNet's weak
+        gradient did not teach it.
+        """
+        if self.relation in ("below", "right of"):
+            return Wish(self.pairs[::-1], "above" if self.relation == "below" else "left of")
+        return self if self.relation or len(self.pairs) == 1 else Wish(self.pairs, "left of")
+
 
 def posed(wish: Wish, rng: np.random.Generator) -> Scene:
     """A picture of the wish: one thing about the middle, two on either side of it as it says.
@@ -98,17 +109,18 @@ def request(text: str, rng: np.random.Generator) -> str:
 
 
 def untaught(rng: np.random.Generator, count: int) -> list[Wish]:
-    """Different wishes, each with a pair that nobody was taught; two things in five of six."""
+    """Wishes of different pictures, each with a pair that nobody was taught; two things in five of six."""
     held, taught = sorted(HELD_OUT_PAIRS), [*TRAIN_PAIRS]
-    found: dict[Wish, None] = {Wish((pair,)): None for pair in held[: max(1, count // 6)]}
+    found = {Wish((pair,)): Wish((pair,)) for pair in held[: max(1, count // 6)]}
     while len(found) < count:
         pair = held[int(rng.integers(len(held)))]
         others = taught if rng.random() < 0.75 else [one for one in held if one != pair]
         pairs = [pair, others[int(rng.integers(len(others)))]]
         order = rng.permutation(2)
         relation = (*RELATIONS, None)[int(rng.integers(5))]
-        found[Wish((pairs[order[0]], pairs[order[1]]), relation)] = None
-    return [*found][:count]
+        wish = Wish((pairs[order[0]], pairs[order[1]]), relation)
+        found[wish.canonical] = wish
+    return [*found.values()][:count]
 
 
 def corpus() -> list[str]:

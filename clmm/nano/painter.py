@@ -45,7 +45,7 @@ ORDINARY = 0.25
 STAGES: dict[str, Stage] = {
     "beholder": Stage(steps=1500, learning_rate=3e-3, batch_size=64),
     "vae": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
-    "unet": Stage(steps=5000, learning_rate=1e-3, batch_size=32),
+    "unet": Stage(steps=4000, learning_rate=1e-3, batch_size=32),
     "projector": Stage(steps=1200, learning_rate=2e-3, batch_size=32),
 }
 
@@ -56,6 +56,7 @@ def settings_of(vocabulary: int) -> LatentDiffusion:
         image_size=SIZE,
         channels=(64, 96),
         attention=(True, True),
+        coordinates=True,
         layers=1,
         heads=4,
         groups=8,
@@ -64,8 +65,7 @@ def settings_of(vocabulary: int) -> LatentDiffusion:
         latent_channels=8,
         condition_length=10,
         condition_width=64,
-        text_encoder="t5",  # the first thing of two must know where the words will put it
-        text_layers=3,
+        text_layers=2,
         text_heads=4,
         vocabulary=vocabulary,
         prediction="v_prediction",
@@ -173,7 +173,7 @@ def _train_unet(painter: Diffusion, stage: Stage, *, seed: int) -> None:
     for number in range(-(-GALLERY // AT_ONCE)):
         rng = np.random.default_rng([seed, 4, number])
         wishes = drawing.wishes(rng, AT_ONCE)
-        said += [wish.text for wish in wishes]
+        said += [wish.canonical.text for wish in wishes]
         pictures = drawing.pixels([drawing.posed(wish, rng) for wish in wishes])
         with torch.no_grad():
             latents.append(painter.codec.encode(pictures))
@@ -277,10 +277,10 @@ def teach(
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 2, step])
         # Wishes cost no picture here: what they should become is a condition.
-        said = [wish.text for wish in drawing.wishes(rng, stage.batch_size - ordinary)]
+        wishes = drawing.wishes(rng, stage.batch_size - ordinary)
         with torch.no_grad():
-            wanted = painter.condition(said)
-        batch = batch_of(processor, rng, said, ordinary)
+            wanted = painter.condition([wish.canonical.text for wish in wishes])
+        batch = batch_of(processor, rng, [wish.text for wish in wishes], ordinary)
         value: Tensor = model(**batch, target_image_condition=wanted).loss
         return value
 

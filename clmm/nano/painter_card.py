@@ -75,7 +75,7 @@ def measure(
     _show(folder / "drawn.png", made, texts)
 
     generator = model.generator("image")
-    wanted = generator.condition(texts)
+    wanted = generator.condition([wish.canonical.text for wish in wishes])
     own = [
         picture
         for start in range(0, items, AT_ONCE)
