@@ -109,7 +109,7 @@ def request(text: str, rng: np.random.Generator) -> str:
 
 
 def untaught(rng: np.random.Generator, count: int) -> list[Wish]:
-    """Wishes of different pictures, each with a pair that nobody was taught; two things in five of six."""
+    """Wishes of different pictures, each with an untaught pair; two things in five of six."""
     held, taught = sorted(HELD_OUT_PAIRS), [*TRAIN_PAIRS]
     found = {Wish((pair,)): Wish((pair,)) for pair in held[: max(1, count // 6)]}
     while len(found) < count:
