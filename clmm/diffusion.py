@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from clmm.generation_losses import denoising
 
 Prediction = Literal["epsilon", "v_prediction"]
-TextEncoder = Literal["clip", "t5"]
 
 
 class TextCondition(nn.Module):
@@ -300,8 +299,7 @@ def blocks_of(attention: tuple[bool, ...], kind: str) -> dict[str, tuple[str, ..
     return {"down_block_types": down, "up_block_types": up}
 
 
-def text_of(
-    kind: TextEncoder,
+def clip_text(
     tokenizer: Any,
     *,
     length: int,
@@ -311,27 +309,13 @@ def text_of(
     activation: str,
     vocabulary: int,
 ) -> TextCondition:
-    """CLIP's or T5's text encoder, untrained, as τ. In T5's a token sees those behind it too."""
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    """CLIP's text encoder, untrained, as τ."""
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     # Left out they are those of the published vocabulary.
     marks = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {} if tokenizer is None else {mark: getattr(tokenizer, mark) for mark in marks}
-    if kind == "t5":
-        ids.pop("bos_token_id", None)
-        t5 = T5Config(
-            vocab_size=vocabulary,
-            d_model=width,
-            d_kv=width // heads,
-            d_ff=4 * width,
-            num_layers=layers,
-            num_heads=heads,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-            **ids,
-        )
-        return TextCondition(T5EncoderModel(t5), tokenizer, length)
-    clip = CLIPTextConfig(
+    config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=4 * width,
@@ -342,7 +326,7 @@ def text_of(
         projection_dim=width,
         **ids,
     )
-    return TextCondition(CLIPTextModel(clip), tokenizer, length)
+    return TextCondition(CLIPTextModel(config), tokenizer, length)
 
 
 def folder_of(folder: str | None, beside: Path | None) -> Path:

@@ -11,13 +11,12 @@ from clmm.diffusion import (
     Frames,
     Prediction,
     TextCondition,
-    TextEncoder,
     blocks_of,
+    clip_text,
     folder_of,
     loaded,
     require,
     scheduler_of,
-    text_of,
     vae_of,
 )
 
@@ -72,8 +71,6 @@ class LatentDiffusion:
     """L: tokens of the text encoder's output."""
     condition_width: int = 768
     """d_c: width of the condition; 5120 for Emu's, whose UNet reads the language model's width."""
-    text_encoder: TextEncoder = "clip"
-    """Whose architecture the text encoder has; in T5's a token sees those behind it too."""
     text_layers: int = 12
     """Layers of the text encoder; 0 for a generator that has none."""
     text_heads: int = 12
@@ -149,12 +146,13 @@ class LatentDiffusion:
 
     def load(self, beside: Path | None = None) -> Diffusion:
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextModel, T5EncoderModel
+        from transformers import CLIPTextModel
 
-        text_class = {"clip": CLIPTextModel, "t5": T5EncoderModel}[self.text_encoder]
         path = folder_of(self.folder, beside)
         classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-        parts = loaded(path, classes | ({"text_encoder": text_class} if self.text_layers else {}))
+        parts = loaded(
+            path, classes | ({"text_encoder": CLIPTextModel} if self.text_layers else {})
+        )
         unet, scheduler = parts["unet"], parts["scheduler"]
         require(path, "condition_width", self.condition_width, unet.config.cross_attention_dim)
         require(path, "prediction", self.prediction, scheduler.config.prediction_type)
@@ -166,8 +164,7 @@ class LatentDiffusion:
     def _text(self, tokenizer: Any) -> TextCondition | None:
         if not self.text_layers:
             return None
-        return text_of(
-            self.text_encoder,
+        return clip_text(
             tokenizer,
             length=self.condition_length,
             width=self.condition_width,

@@ -12,11 +12,11 @@ from clmm.diffusion import (
     Prediction,
     TextCondition,
     blocks_of,
+    clip_text,
     folder_of,
     loaded,
     require,
     scheduler_of,
-    text_of,
     vae_of,
 )
 
@@ -128,8 +128,7 @@ class VideoDiffusion:
             norm_num_groups=self.groups,
             scaling_factor=self.scaling,
         )
-        text = text_of(
-            "clip",
+        text = clip_text(
             tokenizer,
             length=self.condition_length,
             width=self.condition_width,
