@@ -70,7 +70,7 @@ def settings_of(vocabulary: int) -> LatentDiffusion:
         vocabulary=vocabulary,
         prediction="v_prediction",
         steps=25,
-        guidance=3.0,
+        guidance=2.0,
     )
 
 
