@@ -60,7 +60,7 @@ class Spectrograms(nn.Module):
         frames = latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
         if media.dim() != 2 or media.shape[1] // self.hop != frames:
             raise ValueError(
-                f"media are {tuple(media.shape[1:])}, and {frames} times {self.hop} samples are made"
+                f"media are {tuple(media.shape[1:])}, and {frames} × {self.hop} samples are made"
             )
         check_range(media, -1, 1)
 

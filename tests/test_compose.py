@@ -137,8 +137,8 @@ def test_a_language_model_that_is_there(tmp_path: Path) -> None:
         ),
         (
             {"projectors": {"image": {"name": "gated_cross_attention", "every": 4}}},
-            r"gated_cross_attention cannot join clip, 4 features of width 16, to llama, 2 layers of "
-            r"width 32: .*every 4 of 2 layers",
+            r"gated_cross_attention cannot join clip, 4 features of width 16, to llama, 2 layers "
+            r"of width 32: .*every 4 of 2 layers",
         ),
     ],
 )

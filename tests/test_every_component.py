@@ -205,7 +205,9 @@ def test_an_output_projector(case: str, tmp_path: Path) -> None:
     is_saved(model, tmp_path, **seen)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     batch.pop("target_image_latents")
-    torch.testing.assert_close(again(**batch).conditions["image"], model(**batch).conditions["image"])
+    torch.testing.assert_close(
+        again(**batch).conditions["image"], model(**batch).conditions["image"]
+    )
 
 
 @pytest.mark.parametrize("case", tiny.GENERATORS)

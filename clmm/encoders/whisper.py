@@ -45,7 +45,7 @@ class Whisper:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Prefixes of the built module's parameters that no stage trains: sines, which are fixed."""
+        """Prefixes of the built module's parameters that no stage trains: its sines are fixed."""
         return ("model.embed_positions.",)
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
