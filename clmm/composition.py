@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 
+from clmm import fitting
 from clmm import llm as llms
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
 from clmm.study_yaml import parse
 from streams.catalog import nearest
 from streams.settings import SettingError
-
-MODALITIES = ("image", "video", "audio", "points", "depth", "thermal", "imu")
-"""An input or output of such a name takes a component of that modality alone."""
 
 SHOWN = 5
 """Names in an error; the others are counted."""
@@ -148,13 +146,7 @@ def configuration(
         signal_ids=marks,
         generation_loss=dict(generation_loss or {}),
     )
-    for name in config.inputs:
-        _check_modality("encoders", name, config.encoder(name), config.encoders[name])
-        _check_input_width(config, name)
-    for name in config.outputs:
-        _check_modality("generators", name, config.media_generator(name), config.generators[name])
-    for name in config.output_projectors:
-        _check_output_width(config, name)
+    fitting.check(config)
     return config
 
 
@@ -182,53 +174,6 @@ def _check_names(given: Mapping[str, Any], known: Mapping[str, Any], here: str, 
         if name not in known:
             near = nearest(name, [*known]) if known else ""
             raise SettingError(f"{here}.{name}: there is no {there}.{name}{near}")
-
-
-def _check_modality(where: str, name: str, made: Any, spec: Mapping[str, Any]) -> None:
-    # What is asked in words makes what its own generator makes.
-    modality, kind = getattr(made, "makes", made.modality), spec["name"]
-    if name not in MODALITIES or modality in (name, "text"):
-        return
-    does = "encodes" if where == "encoders" else "generates"
-    raise SettingError(
-        f"{where}.{name}: {kind} {does} {modality}, not {name}; call it {modality}, or take "
-        f"another for {name}"
-    )
-
-
-def _check_input_width(config: MMLLMConfig, name: str) -> None:
-    """Builds the projector without memory, since only it knows which widths it can join."""
-    encoder, projector, text = (
-        config.encoder(name),
-        config.input_projector(name),
-        config.text_config,
-    )
-    more = {"depth": text.num_hidden_layers} if getattr(projector, "in_layers", False) else {}
-    build: Any = projector.build
-    try:
-        with torch.device("meta"):
-            build(input_width=encoder.width, output_width=text.hidden_size, **more)
-    except (ValueError, AssertionError) as error:
-        raise SettingError(
-            f"projectors.{name}: {config.input_projectors[name]['name']} cannot join "
-            f"{config.encoders[name]['name']}, width {encoder.width}, to {llms.describe(text)}: "
-            f"{error}"
-        ) from None
-
-
-def _check_output_width(config: MMLLMConfig, name: str) -> None:
-    text, shape = config.text_config, config.media_generator(name).condition_shape
-    if shape is None:
-        return
-    try:
-        with torch.device("meta"):
-            config.output_projector(name).build(input_width=text.hidden_size, output_width=shape[1])
-    except (ValueError, AssertionError) as error:
-        raise SettingError(
-            f"output_projectors.{name}: {config.output_projectors[name]['name']} cannot join "
-            f"{llms.describe(text)}, to {config.generators[name]['name']}, width {shape[1]}: "
-            f"{error}"
-        ) from None
 
 
 def _load_language_model(model: MMLLMForConditionalGeneration, source: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from clmm.encoding import Encoder, InputProjector, check_positive
+from clmm.encoding import Encoder, InputProjector, check_settings
 from clmm.generating import Generator, OutputProjector
 from clmm.generation_losses import GenerationLoss
 from streams import settings
@@ -80,7 +80,8 @@ class MMLLMConfig(PretrainedConfig):
             return config
         # transformers lays out a cache by it; T5 and BART have names of their own for that number.
         names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")
-        layers = next(value for name in names if (value := getattr(config, name, None)))
+        found = (getattr(config, name, None) for name in names)
+        layers = next(value for value in found if value is not None)
         config = copy.deepcopy(config)
         config.num_hidden_layers = layers
         return config
@@ -143,7 +144,10 @@ class MMLLMConfig(PretrainedConfig):
     def num_tokens(self, name: str) -> int:
         """Placeholders that one medium of an input becomes; processor and model both ask."""
         encoder = self.encoder(name)
-        features = encoder.num_tokens(encoder.shape)
+        try:
+            features = encoder.num_tokens(encoder.shape)
+        except ValueError as error:
+            raise SettingError(f"encoders.{name}: {error}") from None
         try:
             return self.input_projector(name).num_tokens(features)
         except ValueError as error:
@@ -205,7 +209,7 @@ class MMLLMConfig(PretrainedConfig):
             raise SettingError(f"{where} cannot take {len(signals)} signals: {error}") from None
         aligned = self.loss.alignment_weight > 0
         if length != shape[0] and (aligned or not generator.any_length):
-            why = "alignment" if generator.any_length else kind
+            why = f"alignment with {kind}" if generator.any_length else kind
             raise SettingError(f"{where} makes {length} tokens, but {why} wants {shape[0]}")
 
     def _check_placeholders(self) -> None:
@@ -245,9 +249,13 @@ class MMLLMConfig(PretrainedConfig):
 
 
 def _built(package: str, spec: Spec, *, where: str) -> Any:
-    made = settings.from_spec(package, spec, where=where)
     try:
-        check_positive(made, where=where)
+        # Before, since a component divides by its numbers; and behind, with those left out.
+        check_settings(spec, where=where)
+        made = settings.from_spec(package, spec, where=where)
+        check_settings(made, where=where)
+    except SettingError:
+        raise
     except ValueError as error:
         raise SettingError(str(error)) from None
     return made

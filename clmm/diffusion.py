@@ -52,6 +52,14 @@ class TextCondition(nn.Module):
         return states
 
 
+def check_range(media: Tensor, least: float, most: float) -> None:
+    """ValueError for media that are no floats in the range; not a number is in none."""
+    low, high = (float(one) for one in torch.aminmax(media)) if media.numel() else (least, most)
+    if not (media.is_floating_point() and least <= low and high <= most):
+        raise ValueError(f"media are {media.dtype} from {low:g} to {high:g}, not floats in "
+                         f"[{least:g}, {most:g}]")  # fmt: skip
+
+
 class Frames(nn.Module):
     """Pictures or videos ↔ latents, frame by frame; pixels in [0, 1].
 
@@ -61,6 +69,15 @@ class Frames(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
+
+    def check(self, media: Tensor, latent_shape: tuple[int, ...]) -> None:
+        """ValueError for media that no such latents are of: another size, or outside of [0, 1]."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, *time, height, width = latent_shape
+        wanted = (*time, self.vae.config.in_channels, height * factor, width * factor)
+        if tuple(media.shape[1:]) != wanted:
+            raise ValueError(f"media are {tuple(media.shape[1:])}, and {wanted} is made")
+        check_range(media, 0, 1)
 
     def encode(self, media: Tensor, rng: torch.Generator | None = None) -> Tensor:
         flat = media.flatten(0, -4) * 2 - 1
@@ -163,7 +180,7 @@ class Diffusion(nn.Module):
         drop: float = 0.0,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """L_X-gen, the survey's equation (5): one value.
+        """L_X-gen, the survey's equation (5): one value; ValueError for media of another size.
 
         `condition` [B, L, d_c] keeps its gradient. Give `media` or their `latents` (scaled). Noise
         and timesteps are drawn with `rng` unless given. With probability `drop` a condition is
@@ -174,9 +191,14 @@ class Diffusion(nn.Module):
         condition = condition.to(self.device, self.dtype)
         if latents is None:
             assert media is not None
+            self.codec.check(media, self.latent_shape)
             with torch.no_grad():
                 latents = self.codec.encode(media.to(self.device, self.dtype), rng)
         latents = latents.to(self.device, self.dtype)
+        if tuple(latents.shape[1:]) != self.latent_shape:
+            raise ValueError(
+                f"latents are {tuple(latents.shape[1:])}, and {self.latent_shape} is made"
+            )
         if len(latents) != len(condition):
             raise ValueError(f"{len(condition)} conditions, but {len(latents)} media")
         if noise is None:
@@ -290,6 +312,16 @@ def scheduler_of(prediction: Prediction) -> Any:
             steps_offset=1,
             prediction_type=prediction,
         )
+
+
+def check_heads(channels: tuple[int, ...], heads: int | tuple[int, ...], *, where: str) -> None:
+    """ValueError where a block's channels do not divide among its heads."""
+    each = (heads,) * len(channels) if isinstance(heads, int) else heads
+    if len(each) != len(channels):
+        raise ValueError(f"{where}: channels has {len(channels)} blocks, heads {len(each)}")
+    for width, count in zip(channels, each, strict=True):
+        if width % count:
+            raise ValueError(f"{where}: channels {width} are no multiple of heads {count}")
 
 
 def blocks_of(attention: tuple[bool, ...], kind: str) -> dict[str, tuple[str, ...]]:

@@ -7,14 +7,23 @@ says, and what they become, each in `clmm/projectors`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-POSITIVE = ("depth", "heads", "image_size", "patch_size", "hidden_size", "queries", "latents")
-"""Settings of components that are sizes: nothing can be built of one that is 0."""
+FROM_ZERO = (
+    "dropout", "global_blocks", "guidance", "layer_scale", "omega", "registers", "text_layers",
+    "vocabulary",
+)  # fmt: skip
+"""Numbers in the settings of components that may be 0; nothing can be built of another that is."""
+SHARED = (
+    ("hidden_size", "heads"), ("acoustic_size", "acoustic_heads"), ("tag_width", "tag_heads"),
+    ("hidden", "heads"),
+)  # fmt: skip
+"""Widths that are divided among heads, where those have no width of their own."""
 
 
 class Encoder(Protocol):
@@ -150,13 +159,50 @@ def patches(shape: Sequence[int], stride: int, *, where: str) -> int:
     return (height // stride) * (width // stride)
 
 
-def check_positive(settings: Any, *, where: str) -> None:
-    """ValueError where a component's settings, or one's inside them, have a number below 1."""
+def check_settings(settings: Any, *, where: str) -> None:
+    """ValueError where a component's numbers, or those of one inside it, are none to build of."""
     if dataclasses.is_dataclass(settings):
         settings = vars(settings)
     for key, value in settings.items():
+        place = f"{where}.{key}"
+        if key == "layers" and isinstance(value, (list, tuple)):
+            _check_layers(value, settings.get("depth"), where=place)
+            continue
         for one in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(one, Mapping):
-                check_positive(one, where=f"{where}.{key}")
-            elif key in POSITIVE and isinstance(one, int) and one < 1:
-                raise ValueError(f"{where}.{key}: {one}; give 1 or more")
+                check_settings(one, where=place)
+            elif isinstance(one, (int, float)) and not isinstance(one, bool):
+                _check_number(key, one, where=place)
+    table, patch = settings.get("position_size"), settings.get("patch_size")
+    if isinstance(table, int) and isinstance(patch, int) and table < patch:
+        raise ValueError(f"{where}.position_size: {table} is less than patch_size {patch}")
+    for width, heads in SHARED:
+        size, count = settings.get(width), settings.get(heads)
+        if not (isinstance(size, int) and isinstance(count, int)) or "head_width" in settings:
+            continue
+        if size % count:
+            raise ValueError(f"{where}.{width}: {size} is no multiple of {heads} {count}")
+
+
+def _check_number(key: str, value: float, *, where: str) -> None:
+    least = 0 if key in FROM_ZERO else 1 if isinstance(value, int) else None
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {value} is no number to build of")
+    if least is None and value <= 0:
+        raise ValueError(f"{where}: {value}; give more than 0")
+    if least is not None and value < least:
+        raise ValueError(f"{where}: {value}; give {least} or more")
+    if key == "dropout" and value >= 1:
+        raise ValueError(f"{where}: {value}; give a share below 1")
+
+
+def _check_layers(layers: Sequence[int], depth: Any, *, where: str) -> None:
+    if not layers:
+        raise ValueError(f"{where}: names no hidden state; give some, such as [-2]")
+    beyond = [layer for layer in layers if isinstance(layer, int) and isinstance(depth, int)
+              and not -depth - 1 <= layer <= depth]  # fmt: skip
+    if beyond:
+        raise ValueError(
+            f"{where}: {beyond[0]}, but depth {depth} has the hidden states 0 to {depth}, or "
+            f"{-depth - 1} to -1"
+        )

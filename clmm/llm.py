@@ -5,6 +5,7 @@ Knows settings, sizes and sources; builds no weights.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -82,7 +83,25 @@ def text_config(llm: Any, *, where: str = "llm") -> Any:
         near = nearest(str(kind), [*CONFIG_MAPPING.keys()])
         raise SettingError(f"{where}.model_type: transformers has no {kind!r}{near}")
     _check_keys(CONFIG_MAPPING[kind](), values, where=where)
-    return _generating(CONFIG_MAPPING[kind](**values), where=where)
+    try:
+        made = CONFIG_MAPPING[kind](**values)
+    except Exception as error:  # each config has checks of its own, and kinds of errors
+        raise SettingError(f"{where}: {kind} cannot be as it is set: {reason(error)}") from None
+    return _generating(made, where=where)
+
+
+def reason(error: Exception) -> str:
+    """What a library's error says, in its first line."""
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def built(config: Any) -> Any:
+    """The language model of a config, in the way of transformers; weights are random."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_config(config)
 
 
 def describe(config: Any) -> str:
@@ -95,7 +114,9 @@ _EXTRA = ("partial_rotary_factor", "rope_theta")
 
 
 def _check_keys(config: Any, changes: Mapping[str, Any], *, where: str) -> None:
-    for key in changes:
+    for key, value in changes.items():
+        if isinstance(value, (int, float)) and value < 0 and not key.endswith("token_id"):
+            raise SettingError(f"{where}.{key}: {value} is below 0")
         # `attribute_map` gives some settings a second name.
         if not hasattr(config, key) and key not in _EXTRA:
             known = [k for k in vars(config) if not k.startswith("_")]
@@ -133,8 +154,9 @@ def _saved(source: str, changes: Mapping[str, Any], *, where: str) -> Any:
     options = {"local_files_only": local, "trust_remote_code": False}
     try:
         refuse_outside_code(source, local=local)
-        _check_keys(AutoConfig.from_pretrained(source, **options), changes, where=where)
-        return AutoConfig.from_pretrained(source, **options, **changes)
+        saved = AutoConfig.from_pretrained(source, **options)
+        _check_keys(saved, changes, where=where)
+        changed = AutoConfig.from_pretrained(source, **options, **changes)
     except SettingError:
         raise
     except (OSError, ValueError) as error:
@@ -143,6 +165,35 @@ def _saved(source: str, changes: Mapping[str, Any], *, where: str) -> Any:
             f"{where}.pretrained: {source!r} is neither a folder of save_pretrained nor to be had "
             f"from the hub: {first}"
         ) from error
+    except Exception as error:
+        raise SettingError(f"{where}: {source} cannot be changed so: {reason(error)}") from None
+    _generating(changed, where=where)
+    weights = _weights(saved) if changes else {}
+    for key, value in changes.items():
+        if key in _EXTRA and not hasattr(changed, key):
+            raise SettingError(
+                f"{where}.{key}: {value!r} changes nothing of a saved {saved.model_type}, which "
+                f"keeps it in rope_parameters: {saved.rope_parameters}"
+            )
+        alone = copy.deepcopy(saved)
+        setattr(alone, key, value)
+        if _weights(alone) != weights:
+            raise SettingError(
+                f"{where}.{key}: {value!r}, but the weights of {source} are of "
+                f"{getattr(saved, key)!r}; leave it out, or name the architecture without weights"
+            )
+    return changed
+
+
+def _weights(config: Any) -> dict[str, Any]:
+    """Names and shapes of a language model's weights, tied ones once; none where it cannot be."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return {name: weight.shape for name, weight in built(config).named_parameters()}
+    except Exception:  # the change alone makes it nothing that could be built
+        return {}
 
 
 def _is_yaml(name: str) -> bool:

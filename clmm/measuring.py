@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clmm import modeling_outputs, stages
+from clmm import llm, modeling_outputs, stages
 from clmm.composition import configuration
 from clmm.recipe import Explained, Recipe, digits, prints
 from clmm.stages import StageTable
@@ -124,7 +124,7 @@ class Parts(nn.Module):
         self.config = config
         self.stated: list[str] = []
         with torch.device("meta"):
-            self.language_model = _language_model(config.text_config)
+            self.language_model = llm.built(config.text_config)
             encoders, projectors = {}, {}
             for name in config.inputs:
                 if config.encoder_owner(name) == name:
@@ -160,14 +160,6 @@ class _Stated(nn.Module):
     def __init__(self, parameters: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(parameters))
-
-
-def _language_model(config: Any) -> nn.Module:
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model: nn.Module = auto.from_config(config)
-    return model
 
 
 def _projector(config: Any, name: str) -> nn.Module:

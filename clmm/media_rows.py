@@ -6,6 +6,8 @@ Knows tensors; nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,15 @@ def check(here: Tensor, each: int, name: str) -> None:
     if odd := (counts % each).nonzero().flatten().tolist():
         raise ValueError(
             f"row {odd[0]} has {int(counts[odd[0]])} {name} tokens, but one {name} becomes {each}"
+        )
+
+
+def refuse_heard(media: Mapping[str, Tensor | None]) -> None:
+    """ValueError for media beside embeddings or encoder outputs, in which they would be already."""
+    if given := [key for key, value in media.items() if value is not None]:
+        raise ValueError(
+            f"{', '.join(given)}: media enter where input_ids have their tokens; give input_ids, "
+            "not inputs_embeds or encoder_outputs"
         )
 
 

@@ -13,17 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
-    AutoModelForSeq2SeqLM,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-from clmm import gated_layers, key_value_cache, media_rows, modeling_outputs, modeling_seq2seq
+from clmm import (
+    gated_layers,
+    key_value_cache,
+    llm,
+    media_rows,
+    modeling_outputs,
+    modeling_seq2seq,
+)
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.encoding import joined
 from clmm.language_prefix import add_prefix
@@ -66,8 +71,7 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             }
         )
         # Adapters draw their first weights in the order in which modules are registered here.
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        self.language_model = auto.from_config(config.text_config)
+        self.language_model = llm.built(config.text_config)
         self.input_projectors = nn.ModuleDict(
             {name: self._projector(name) for name in config.inputs}
         )
@@ -99,10 +103,6 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _gated(self, name: str) -> Any:
         return self.input_projectors[name]
 
-    def _given_inside(self, name: str, media: Mapping[str, torch.Tensor | None]) -> bool:
-        keys = (values_key(name), name + FEATURES)
-        return self._enters_layers(name) and any(media.get(key) is not None for key in keys)
-
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -127,9 +127,13 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def encode(self, name: str, values: torch.Tensor) -> torch.Tensor:
         """F_X = ME_X(I_X), the survey's equation (1): [media, *shape] → [media, n, d_X]."""
         owner = self._owners[name]
+        encoder = self.encoders[owner]
+        if encoder.training and not any(p.requires_grad for p in encoder.parameters()):
+            # Batch norms would go on learning, and features depend on their company.
+            encoder.eval()
         if owner != name:
-            return joined(self.encoders[owner], values, self._axes[owner])
-        features: torch.Tensor = self.encoders[name](values)
+            return joined(encoder, values, self._axes[owner])
+        features: torch.Tensor = encoder(values)
         return features
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -165,11 +169,13 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_features = self.encode_images(pixel_values)
         return self.project("image", image_features)
 
-    def _embed(
-        self, input_ids: torch.Tensor, media: Mapping[str, torch.Tensor | None]
+    def embed(
+        self, input_ids: torch.Tensor | None, media: Mapping[str, torch.Tensor | None]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Text embeddings with each medium's tokens in its placeholders' places, [B, L, D]; and of
         each input that enters layers instead, [media, m, d], by its name."""
+        if input_ids is None:
+            raise ValueError("give input_ids or inputs_embeds")
         embeds = self.get_input_embeddings()(input_ids)
         inside = {}
         for name in self.config.inputs:
@@ -271,14 +277,10 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.refuse_unheard(kwargs | ({} if "image" in self.config.inputs else own))
         media |= own
         inside: dict[str, torch.Tensor] = {}
-        if kwargs.get("encoder_outputs") is not None:
-            pass  # what they were made of has been heard
-        elif inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds, inside = self._embed(input_ids, media)
-        elif given := [name for name in self.config.inputs if self._given_inside(name, media)]:
-            raise ValueError(f"{', '.join(given)}: media that enter layers need input_ids")
+        if inputs_embeds is None and kwargs.get("encoder_outputs") is None:
+            inputs_embeds, inside = self.embed(input_ids, media)
+        else:
+            media_rows.refuse_heard(media)
         if self.config.is_encoder_decoder:
             return modeling_seq2seq.run(
                 self.language_model,

@@ -157,6 +157,10 @@ def with_losses(
         raise ValueError("targets of the output side need input_ids: they say where signals are")
     loss = model.config.loss
     found = conditions(model, input_ids, output.hidden_states[-1])
+    for name in model.config.outputs:
+        if name not in found and any(key.format(name) in targets for key in TARGETS):
+            kind = model.config.generators[name]["name"]
+            raise ValueError(f"target_{name}: {kind} is asked in words, which have no such target")
     alignment, denoising = [], []
     for name, (_, condition) in found.items():
         media, latents, wanted = (targets.get(key.format(name)) for key in TARGETS)
@@ -172,7 +176,11 @@ def with_losses(
             alignment.append(generation_losses.alignment(condition, wanted, loss.alignment))
         if (media is not None or latents is not None) and loss.denoising_weight:
             drop = loss.drop if model.training else 0.0
-            value = generator(model, name).loss(condition, media=media, latents=latents, drop=drop)
+            made, kind = generator(model, name), model.config.generators[name]["name"]
+            try:
+                value = made.loss(condition, media=media, latents=latents, drop=drop)
+            except ValueError as error:
+                raise ValueError(f"target_{name}: {kind}: {error}") from None
             denoising.append(value.to(condition.device))
     language = output.loss
     aligned = torch.stack(alignment).sum() if alignment else None

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
+from clmm import media_rows
+
 KEYS = ("encoder_outputs", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
 """What `forward` takes besides, under the names of transformers' encoder–decoders."""
 
@@ -37,9 +39,9 @@ class MediaEncoder:
         media = {key: kwargs.pop(key, None) for key in self.model._media_keys}
         self.model.refuse_unheard(kwargs)
         if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds, _ = self.model._embed(input_ids, media)
+            inputs_embeds, _ = self.model.embed(input_ids, media)
+        else:
+            media_rows.refuse_heard(media)
         encoder = self.model.language_model.get_encoder()
         return encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 

@@ -84,11 +84,16 @@ class TwoQuerySets(nn.Module):
         return projected
 
     @staticmethod
-    def _text(words: nn.Module, positions: nn.Module, ids: Tensor | None, rows: int) -> Tensor:
+    def _text(words: nn.Module, positions: nn.Embedding, ids: Tensor | None, rows: int) -> Tensor:
         if ids is None:
             raise ValueError("mq_former reads the text: give qformer_input_ids")
         if len(ids) != rows:
             raise ValueError(f"mq_former: {len(ids)} texts for {rows} media")
+        if ids.shape[1] > positions.num_embeddings:
+            raise ValueError(
+                f"mq_former: a text of {ids.shape[1]} tokens, but text_length is "
+                f"{positions.num_embeddings}"
+            )
         places = torch.arange(ids.shape[1], device=ids.device)
         embedded: Tensor = words(ids) + positions(places)
         return embedded

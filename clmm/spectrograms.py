@@ -6,11 +6,14 @@ Knows sound; knows no condition and no diffusion.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
+
+from clmm.diffusion import check_range
 
 WINDOW = 1024
 FLOOR = 1e-5
@@ -52,13 +55,24 @@ class Spectrograms(nn.Module):
         self.vae = vae
         self.vocoder = vocoder
 
+    def check(self, media: Tensor, latent_shape: tuple[int, ...]) -> None:
+        """ValueError for waves of other than so many frames, or outside of [−1, 1]."""
+        frames = latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if media.dim() != 2 or media.shape[1] // self.hop != frames:
+            raise ValueError(
+                f"media are {tuple(media.shape[1:])}, and {frames} × {self.hop} samples are made"
+            )
+        check_range(media, -1, 1)
+
+    @property
+    def hop(self) -> int:
+        """Samples of one frame."""
+        return math.prod(self.vocoder.config.upsample_rates)
+
     def encode(self, media: Tensor, rng: torch.Generator | None = None) -> Tensor:
         vocoder = self.vocoder.config
-        hop = 1
-        for rate in vocoder.upsample_rates:
-            hop *= rate
         mel = log_mel(
-            media, bins=vocoder.model_in_dim, hop=hop, sampling_rate=vocoder.sampling_rate
+            media, bins=vocoder.model_in_dim, hop=self.hop, sampling_rate=vocoder.sampling_rate
         )
         sampled = self.vae.encode(mel.to(media.dtype).unsqueeze(1)).latent_dist.sample(rng)
         latents: Tensor = sampled * self.vae.config.scaling_factor

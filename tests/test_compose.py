@@ -132,13 +132,13 @@ def test_a_language_model_that_is_there(tmp_path: Path) -> None:
         ),
         (
             {"projectors": {"image": {"name": "cross_attention", "queries": 4, "heads": 5}}},
-            r"projectors\.image: cross_attention cannot join clip, width 16, to llama, 2 layers of "
-            r"width 32: .*output width 32 is no multiple of 4 and of heads 5",
+            r"projectors\.image: cross_attention cannot join clip, 4 features of width 16, to "
+            r"llama, 2 layers of width 32: .*output width 32 is no multiple of 4 and of heads 5",
         ),
         (
             {"projectors": {"image": {"name": "gated_cross_attention", "every": 4}}},
-            r"gated_cross_attention cannot join clip, width 16, to llama, 2 layers of width 32: "
-            r".*every 4 of 2 layers",
+            r"gated_cross_attention cannot join clip, 4 features of width 16, to llama, 2 layers "
+            r"of width 32: .*every 4 of 2 layers",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_an_output_gets_signal_tokens_behind_the_placeholders() -> None:
         ),
         (
             {"output_projectors": {"image": {**MAPPER, "queries": 5}}},
-            r"tiny_transformer makes 5 tokens, but alignment wants 77",
+            r"tiny_transformer makes 5 tokens, but alignment with latent_diffusion wants 77",
         ),
         (
             {key: {"audio": value["image"]} for key, value in OUT.items()},

@@ -17,14 +17,12 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from clmm import key_value_cache, llm, media_rows, stages
+from clmm import key_value_cache, llm, media_rows
 from clmm.composition import compose, configuration
-from clmm.configuration_mmllm import MMLLMConfig
 from clmm.converting import convert
 from clmm.loading import ModelError, load, located
 from clmm.processing_mmllm import MMLLMProcessor, byte_tokenizer
 from clmm.signal_tokens import add_to
-from clmm.stage_settings import Stage
 from streams import settings
 from streams.settings import SettingError
 
@@ -321,41 +319,6 @@ def test_processor_and_model_count_alike(copied: Path) -> None:
         ModelError, match=rf"placeholder of one image has the id {token}, the model's {token + 1};"
     ):
         load(copied, device="cpu")
-
-
-EYES: dict[str, dict[str, Any]] = {
-    "clip": CLIP,
-    "clip, the last": {**CLIP, "layers": [-1]},
-    "tiles": {"name": "tiles", "encoder": CLIP, "rows": 1, "columns": 2},
-    "vary": {
-        "name": "vary", "eye": CLIP, "channels": [8, 8],
-        "vocabulary": {
-            "name": "sam_hq", "image_size": 32, "patch_size": 4, "hidden_size": 16, "depth": 2,
-            "heads": 2, "mlp": 16, "window": 4, "global_blocks": [1], "channels": 8,
-        },
-    },
-    "vit": {
-        "name": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 16, "depth": 1,
-        "heads": 2, "mlp": 16,
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("eye", EYES)
-def test_what_trains_gets_a_gradient(eye: str) -> None:
-    model = tiny(encoders={"image": EYES[eye]}, projectors={"image": "linear"})
-    stage = Stage(name="all", kind="pretraining", train=("encoder", "input_projector"))
-    found = stages.apply(model, stage)
-    config: MMLLMConfig = model.config
-    row = [config.token_ids["image"]] * config.num_tokens("image") + [3, 4]
-    pixels = torch.randn(1, *config.encoder("image").shape)
-    model(input_ids=ids(row), pixel_values=pixels, labels=ids(row)).loss.backward()
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    reached = {n for n, p in model.named_parameters() if p.grad is not None}
-    assert trained == reached
-    idle = {n for n, _ in model.encoders.named_parameters(prefix="encoders")} - trained
-    assert bool(idle) == (eye != "vit")
-    assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import encoder_checks
 import numpy as np
 import pytest
+import tiny_components as tiny
 import torch
 from torch import nn
 from transformers import (
@@ -28,55 +29,13 @@ from clmm.encoders.clap import Clap
 from clmm.encoders.hubert import Hubert
 from clmm.encoders.whisper import Whisper
 from clmm.integrate_and_fire import IntegrateAndFire, integrate_and_fire, quantity_loss
+from streams.settings import from_spec
 
-WHISPER = {"seconds": 1, "mel_bins": 8, "hidden_size": 16, "depth": 2, "heads": 2, "mlp": 16}
-HUBERT = {"seconds": 0.1, "hidden_size": 32, "depth": 2, "heads": 2, "mlp": 16, "convolution": 8}
-CLAP = {
-    "seconds": 1, "mel_bins": 8, "spectrogram_size": 32, "window": 2, "hidden_size": 8,
-    "depths": (2, 2), "heads": (2, 2), "embedding_size": 6,
-}  # fmt: skip
-BEATS = {
-    "seconds": 0.5, "mel_bins": 16, "patch_size": 8, "patch_width": 12, "hidden_size": 16,
-    "depth": 2, "heads": 2, "mlp": 16, "buckets": 8, "furthest": 16, "kernel": 4, "groups": 2,
-}  # fmt: skip
-C_FORMER = {
-    "seconds": 0.5, "mel_bins": 8, "tokens": 5, "acoustic_size": 16, "acoustic_depth": 1,
-    "acoustic_heads": 2, "acoustic_mlp": 16, "acoustic_channels": 4, "hidden_size": 16,
-    "depth": 1, "heads": 2, "mlp": 16,
-}  # fmt: skip
 TINY = {
-    "whisper": Whisper(**WHISPER),
-    "whisper, pooled": Whisper(**WHISPER, pool=2),
-    "hubert": Hubert(**HUBERT),
-    "hubert, layers": Hubert(**HUBERT, layers=(0, 1)),
-    "hubert, large": Hubert(**HUBERT, pre_norm=True),
-    "hubert, large, layers": Hubert(**HUBERT, pre_norm=True, layers=(-2,)),
-    "clap": Clap(**CLAP),
-    "clap, embedding": Clap(**CLAP, features="embedding"),
-    "beats": Beats(**BEATS),
-    "c_former": CFormer(**C_FORMER),
+    case: from_spec("clmm.encoders", spec["audio"], where="audio")
+    for case, spec in tiny.ENCODERS.items()
+    if "audio" in spec and spec["audio"]["name"] != "imagebind"
 }
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_shape_gradients_and_weights_on_disk(name: str, tmp_path: Path) -> None:
-    encoder_checks.holds(TINY[name], tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("whisper", {**WHISPER, "pool": 2}),
-        ("hubert", HUBERT),
-        ("clap", CLAP),
-        ("beats", BEATS),
-        ("c_former", C_FORMER),
-    ],
-)
-def test_a_model_with_it_is_the_same_after_loading(
-    name: str, settings: dict[str, object], tmp_path: Path
-) -> None:
-    encoder_checks.composes(name, tmp_path, **settings)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -1,89 +1,22 @@
-"""Image encoders: shapes and widths, published sizes, feature rules, refusals."""
+"""Image encoders: published sizes, feature rules, formulas, refusals."""
 
 from __future__ import annotations
 
-import copy
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_components as tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForImageTextToText
 
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.encoding import Encoder
-from clmm.modeling_mmllm import MMLLMForConditionalGeneration
 from streams import settings
 
-TEXT = {
-    "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 16,
-    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0,
-    "eos_token_id": 1, "bos_token_id": None,
-}  # fmt: skip
-VIT = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "depth": 2, "heads": 2, "mlp": 24}
-SWIN = {"embed_dim": 8, "depths": [1, 1, 2, 1], "heads": [1, 2, 2, 2], "window": 2}
-TAGGER = {
-    "name": "ram_plus_plus", "image_size": 64, **SWIN, "token_width": 12, "tags": 7,
-    "descriptions": 3, "tag_width": 16, "tag_heads": 2, "tag_mlp": 24, "best": 3,
-}  # fmt: skip
-DINO = {
-    "name": "dinov2", "image_size": 16, "position_size": 24, "patch_size": 4, "hidden_size": 16,
-    "depth": 2, "heads": 2,
-}  # fmt: skip
-SAM = {"name": "sam_hq", **VIT, "window": 3, "global_blocks": [1], "channels": 8}
-NFNET = {
-    "name": "nfnet", "image_size": 64, "depths": [1, 1, 1, 1], "channels": [16, 16, 16, 16],
-    "stem_channels": 16, "group_size": 8,
-}  # fmt: skip
-TINY: dict[str, tuple[dict[str, Any], int, int]] = {
-    # settings, features of one image, width
-    "open_clip": ({"name": "open_clip", **VIT}, 16, 16),
-    "open_clip, interpolated": ({"name": "open_clip", **VIT, "position_size": 8}, 16, 16),
-    "open_clip, joined": ({"name": "open_clip", **VIT, "layers": [0, -2]}, 16, 32),
-    "eva_clip": ({"name": "eva_clip", **VIT}, 17, 16),
-    "eva_clip, interpolated": (
-        {"name": "eva_clip", **VIT, "position_size": 8, "class_token": False, "layers": [-2]},
-        16,
-        16,
-    ),
-    "beit3": ({"name": "beit3", **VIT}, 16, 16),
-    "beit3, class": ({"name": "beit3", **VIT, "class_token": True}, 17, 16),
-    "dinov2": (DINO, 16, 16),
-    "dinov2, registers": ({**DINO, "registers": 4, "layers": [-2]}, 16, 16),
-    "dinov2, giant": ({**DINO, "swiglu": True}, 16, 16),
-    "sam_hq": (SAM, 16, 8),
-    "grounding_dino": (
-        {"name": "grounding_dino", "image_size": 72, **SWIN, "d_model": 32},
-        9 * 9 + 5 * 5 + 3 * 3 + 2 * 2,
-        32,
-    ),
-    "grounding_dino, coarse": (
-        {"name": "grounding_dino", "image_size": 64, **SWIN, "d_model": 32, "strides": [64, 16]},
-        1 + 4 * 4,
-        32,
-    ),
-    "grounding_dino, fine": (
-        {"name": "grounding_dino", "image_size": 64, **SWIN, "d_model": 32, "strides": [8]},
-        8 * 8,
-        32,
-    ),
-    "intern_vit": ({"name": "intern_vit", **VIT}, 16, 16),
-    "intern_vit, 300M": (
-        {
-            "name": "intern_vit", **VIT, "norm": "layer_norm", "qk_norm": False, "qkv_bias": True,
-            "class_token": True, "layers": [1],
-        },
-        17,
-        16,
-    ),
-    "ram_plus_plus": (TAGGER, 4, 12),
-    "ram_plus_plus, tags": ({**TAGGER, "features": "tags"}, 3, 16),
-    "nfnet": (NFNET, 4, 32),
-}  # fmt: skip
+IMAGES = [case for case, spec in tiny.ENCODERS.items() if [*spec] == ["image"]]
 
 
 def encoder(spec: dict[str, Any]) -> Any:
@@ -102,58 +35,9 @@ def pictures(made: Encoder, count: int = 2) -> Tensor:
     return torch.randn(count, *made.shape, generator=torch.Generator().manual_seed(1))
 
 
-def composed(encoders: dict[str, dict[str, Any]]) -> MMLLMForConditionalGeneration:
-    torch.manual_seed(0)
-    config = MMLLMConfig(
-        encoders=encoders,
-        input_projectors={name: {"name": "linear"} for name in encoders},
-        text_config=TEXT,
-        token_ids={name: 30 + i for i, name in enumerate(encoders)},
-    )
-    return MMLLMForConditionalGeneration(config).eval()
-
-
-@pytest.mark.parametrize("case", TINY)
-def test_features_have_the_promised_shape(case: str) -> None:
-    spec, tokens, width = TINY[case]
-    made, module = built(spec)
-    assert made.modality == "image"
-    assert (made.num_tokens(made.shape), made.width) == (tokens, width)
-    assert module(pictures(made)).shape == (2, tokens, width)
-
-
-@pytest.mark.parametrize("case", TINY)
-def test_gradients_reach_all_but_what_is_listed_as_unused(case: str) -> None:
-    made, module = built(TINY[case][0])
-    module.train()
-    features = module(pictures(made))
-    (features * torch.randn_like(features)).sum().backward()
-    without = {name for name, p in module.named_parameters() if p.grad is None}
-    unused = tuple(getattr(made, "unused", ()))
-    assert without == {name for name, _ in module.named_parameters() if name.startswith(unused)}
-    assert all(any(name.startswith(prefix) for name in without) for prefix in unused)
-
-
-@pytest.mark.parametrize("case", TINY)
-def test_training_mode_says_the_same(case: str) -> None:
-    made, module = built(TINY[case][0])
-    values = pictures(made)
-    torch.testing.assert_close(module(values), copy.deepcopy(module).train()(values))
-
-
-@pytest.mark.parametrize("case", TINY)
-def test_a_composition_with_it_is_saved_and_loaded(case: str, tmp_path: Path) -> None:
-    made, _ = built(TINY[case][0])
-    model = composed({"image": TINY[case][0]})
-    model.save_pretrained(tmp_path)
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    values = pictures(made)
-    torch.testing.assert_close(again.encode_images(values), model.encode_images(values))
-
-
-@pytest.mark.parametrize("case", TINY)
+@pytest.mark.parametrize("case", IMAGES)
 def test_the_preprocessor_makes_its_shape(case: str) -> None:
-    made = encoder(TINY[case][0])
+    made = encoder(tiny.ENCODERS[case]["image"])
     picture = np.zeros((20, 30, 3), np.uint8)
     assert (
         made.preprocessor()([picture], return_tensors="pt")["pixel_values"][0].shape == made.shape
@@ -212,7 +96,7 @@ def test_published_sizes(spec: dict[str, Any], millions: float, tokens: int) -> 
 @pytest.mark.parametrize("name", ["open_clip", "eva_clip"])
 def test_positions_are_interpolated(name: str) -> None:
     """As a network whose own table is the small one, stretched bicubically, class token apart."""
-    spec = {"name": name, **VIT}
+    spec = {"name": name, **tiny.VIT}
     _, large = built(spec)
     made, stretched = built({**spec, "position_size": 8})
     weights = stretched.state_dict()
@@ -228,22 +112,22 @@ def test_positions_are_interpolated(name: str) -> None:
 
 def test_feature_rules_take_what_they_say() -> None:
     values = torch.randn(2, 3, 16, 16)
-    _, clip = built({"name": "open_clip", **VIT, "layers": [1, -1]})
+    _, clip = built({"name": "open_clip", **tiny.VIT, "layers": [1, -1]})
     hidden = clip.model(values, output_hidden_states=True).hidden_states
     expected = torch.cat([hidden[1], hidden[2]], dim=-1)[:, 1:]
     torch.testing.assert_close(clip(values), expected)
-    _, eva = built({"name": "eva_clip", **VIT})
+    _, eva = built({"name": "eva_clip", **tiny.VIT})
     torch.testing.assert_close(eva(values), eva.model(values).last_hidden_state)
-    _, dino = built({**DINO, "registers": 4})
+    _, dino = built({**tiny.DINO, "registers": 4})
     torch.testing.assert_close(dino(values), dino.model(values).last_hidden_state[:, 5:])
-    _, sam = built(SAM)
+    _, sam = built(tiny.SAM)
     feature_map = sam.model(values).last_hidden_state
     assert feature_map.shape == (2, 8, 4, 4)
     torch.testing.assert_close(sam(values)[:, 4 * 2 + 3], feature_map[:, :, 2, 3])
 
 
 def test_beit3_is_the_papers_formula() -> None:
-    _, module = built({"name": "beit3", **VIT, "class_token": True})
+    _, module = built({"name": "beit3", **tiny.VIT, "class_token": True})
     net: Any = module.model  # type: ignore[union-attr]
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -272,7 +156,7 @@ def test_beit3_is_the_papers_formula() -> None:
 def test_grounding_dino_gives_what_the_detectors_enhancer_receives() -> None:
     from transformers import BertConfig, GroundingDinoConfig, GroundingDinoModel
 
-    made, module = built(TINY["grounding_dino"][0])
+    made, module = built(tiny.ENCODERS["grounding_dino"]["image"])
     detector = GroundingDinoModel(
         GroundingDinoConfig(
             backbone_config=module.backbone.config,  # type: ignore[union-attr]
@@ -329,7 +213,7 @@ def test_grounding_dino_is_of_the_published_detector() -> None:
 
 def test_nfnet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    made = settings.from_spec("clmm.encoders", NFNET, where="encoders.image")
+    made = settings.from_spec("clmm.encoders", tiny.NFNET, where="encoders.image")
     with pytest.raises(ImportError, match="nfnet: its network comes from timm; pip install timm"):
         made.build()
 
@@ -356,7 +240,7 @@ def test_nfnet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"name": "ram_plus_plus", "depths": [2]}, "depths has 1 stages, heads 4"),
         ({"name": "nfnet", "depths": [1]}, "depths has 1 stages, channels 4; give 4 of both"),
-        ({"name": "frames", "frames": 0}, "frames: frames is 0; give 1 or more"),
+        ({"name": "frames", "frames": 0}, r"encoders\.image\.frames: 0; give 1 or more"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(spec: dict[str, Any], message: str) -> None:

@@ -7,30 +7,15 @@ from pathlib import Path
 import encoder_checks
 import numpy as np
 import pytest
+import tiny_components as tiny
 import torch
 from torch import nn
 
 from clmm.encoders.point_bert import PointBert
 from clmm.point_bert import Block, MiniPointNet, farthest_points, grouped, nearest_points
 
-POINTS = {
-    "points": 40, "groups": 6, "group_size": 5, "token_width": 12, "hidden_size": 16, "depth": 2,
-    "heads": 2,
-}  # fmt: skip
-TINY = {
-    "pooled": PointBert(**POINTS),
-    "tokens": PointBert(**POINTS, features="tokens"),
-    "colours": PointBert(**POINTS, channels=6),
-}
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_shape_gradients_and_weights_on_disk(name: str, tmp_path: Path) -> None:
-    encoder_checks.holds(TINY[name], tmp_path)
-
-
-def test_a_model_with_it_is_the_same_after_loading(tmp_path: Path) -> None:
-    encoder_checks.composes("point_bert", tmp_path, name="points", **POINTS, features="tokens")
+SMALL = {key: value for key, value in tiny.POINTS.items() if key != "name"}
+POOLED = PointBert(**SMALL)
 
 
 def test_published_sizes() -> None:
@@ -106,8 +91,8 @@ def test_a_block_is_pre_norm_attention_without_biases() -> None:
 
 def test_pooled_is_the_class_token_beside_the_maximum() -> None:
     torch.manual_seed(0)
-    module = TINY["pooled"].build().eval()
-    cloud = encoder_checks.values(TINY["pooled"])
+    module = POOLED.build().eval()
+    cloud = encoder_checks.values(POOLED)
     states = module.model(cloud)
     expected = torch.cat([states[:, 0], states[:, 1:].max(1).values], dim=-1)
     torch.testing.assert_close(module(cloud)[:, 0], expected)
@@ -130,7 +115,7 @@ def shapes(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.
 def test_it_learns_to_tell_spheres_from_cubes_from_squares() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    settings = {**POINTS, "points": 48, "groups": 6, "group_size": 6, "hidden_size": 24}
+    settings = {**SMALL, "points": 48, "groups": 6, "group_size": 6, "hidden_size": 24}
     module = nn.Sequential(PointBert(**settings).build(), nn.Flatten(), nn.Linear(48, 3))
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
@@ -147,7 +132,7 @@ def test_it_learns_to_tell_spheres_from_cubes_from_squares() -> None:
 
 
 def test_the_preprocessor_makes_a_unit_sphere_of_fixed_size(tmp_path: Path) -> None:
-    extractor = TINY["colours"].preprocessor()
+    extractor = PointBert(channels=6, **SMALL).preprocessor()
     rng = np.random.default_rng(0)
     clouds = [rng.uniform(0, 1, (n, 6)) * [5, 5, 5, 1, 1, 1] + 1 for n in (10, 100)]
     made = extractor(clouds, return_tensors="pt")["points_values"]

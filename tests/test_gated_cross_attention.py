@@ -423,7 +423,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="3 image tokens in the text, but no image"):
         model(input_ids=IDS)
     embeds = model.get_input_embeddings()(IDS)
-    with pytest.raises(ValueError, match="image: media that enter layers need input_ids"):
+    with pytest.raises(ValueError, match="pixel_values: media enter where input_ids"):
         model(inputs_embeds=embeds, pixel_values=given["pixel_values"])
     with pytest.raises(ValueError, match="every 4 of 3 layers"):
         made(every=4)

@@ -9,41 +9,23 @@ from typing import Any
 import encoder_checks
 import numpy as np
 import pytest
+import tiny_components
 import torch
 from torch import nn
 from transformers import ASTFeatureExtractor
 
 from clmm.encoders.imagebind import ImageBind
 from clmm.imagebind import HUGE, Block, ImageBindNetwork, Stem, TowerSize
+from clmm.modeling_mmllm import values_key
 
-SMALL: dict[str, Any] = {
-    "image_size": 32, "clips": 2, "mel_bins": 26, "frames": 36, "samples": 40, "hidden_size": 8,
-    "depth": 2, "heads": 2, "embedding_size": 6,
-}  # fmt: skip
-SIZES = {"image": 28, "video": 28}
 MODALITIES = ["image", "video", "audio", "depth", "thermal", "imu"]
-TOKENS = {"image": 5, "video": 10, "audio": 14, "depth": 5, "thermal": 5, "imu": 6}
 
 
 def tiny(modality: Any, features: Any = "embedding") -> ImageBind:
-    size = {"image_size": SIZES.get(modality, 32)}
-    return ImageBind(modality=modality, features=features, **{**SMALL, **size})
-
-
-@pytest.mark.parametrize("features", ["embedding", "tokens"])
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_shape_gradients_and_weights_on_disk(modality: str, features: str, tmp_path: Path) -> None:
-    encoder = tiny(modality, features)
-    tokens = TOKENS[modality] if features == "tokens" else 1
-    assert encoder.num_tokens(encoder.shape) == tokens
-    encoder_checks.holds(encoder, tmp_path)
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_a_model_with_it_is_the_same_after_loading(modality: str, tmp_path: Path) -> None:
-    size = {"image_size": SIZES.get(modality, 32)}
-    settings = {**SMALL, **size, "modality": modality}
-    encoder_checks.composes("imagebind", tmp_path, name=modality, **settings)
+    spec = tiny_components.BINDS[modality]
+    return ImageBind(
+        **{key: v for key, v in spec.items() if key != "name"} | {"features": features}
+    )
 
 
 def test_published_sizes() -> None:
@@ -187,7 +169,7 @@ def test_the_preprocessor_makes_the_shape(modality: str, tmp_path: Path) -> None
     extractor = encoder.preprocessor()
     made = extractor(list(media), return_tensors="pt")
     (key,) = made
-    assert key == encoder_checks.values_key(modality)
+    assert key == values_key(modality)
     assert made[key].shape == (2, *encoder.shape)
     assert made[key].dtype == torch.float32
     extractor.save_pretrained(tmp_path)

@@ -1,10 +1,11 @@
-"""Projectors and an encoder that single recipes need: shapes, gradients, published sizes."""
+"""Projectors and an encoder that single recipes need: their formulas and published sizes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import tiny_components as tiny
 import torch
 from torch import nn
 
@@ -13,42 +14,14 @@ from clmm.projectors.causal_former import CausalFormer
 from clmm.projectors.chain import Chain
 from clmm.projectors.expand import Expand
 from clmm.projectors.split import Split
+from streams.settings import from_spec
 
-SMALL = {"queries": 3, "hidden_size": 8, "depth": 2, "heads": 2, "head_width": 4, "mlp": 16}
-TINY: dict[str, Any] = {
-    "causal_former": CausalFormer(**SMALL),
-    "chain": Chain(projectors=({"name": "concat", "group": 2}, {"name": "linear"}), widths=(10,)),
-    "expand": Expand(tokens=3),
-    "split": Split(),
-}
-VARY = Vary(
-    eye={"name": "clip", "image_size": 16, "patch_size": 8, "hidden_size": 16, "depth": 2,
-         "heads": 2, "mlp": 16},
-    vocabulary={"name": "sam_hq", "image_size": 32, "patch_size": 4, "hidden_size": 16, "depth": 2,
-                "heads": 2, "mlp": 16, "window": 4, "global_blocks": (1,), "channels": 8},
-    channels=(12, 20),
-)  # fmt: skip
+SMALL = {key: value for key, value in tiny.PROJECTORS["causal_former"].items() if key != "name"}
+VARY: Any = from_spec("clmm.encoders", tiny.VARY, where="encoders.image")
 
 
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_shapes_gradients_and_state(name: str) -> None:
-    torch.manual_seed(0)
-    projector = TINY[name]
-    module = projector.build(input_width=6, output_width=12).eval()
-    features = torch.randn(2, 4, 6)
-    tokens = module(features)
-    assert tokens.shape == (2, projector.num_tokens(4), 12)
-    tokens.square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
-    again = projector.build(input_width=6, output_width=12).eval()
-    again.load_state_dict(module.state_dict())
-    torch.testing.assert_close(again(features), tokens)
-    with torch.device("meta"):
-        assert count(projector.build(input_width=6, output_width=12)) == count(module)
 
 
 def test_the_causal_former_is_of_its_published_size() -> None:

@@ -110,7 +110,7 @@ def test_generation(options: dict[str, Any]) -> None:
     assert torch.equal(model.generate(**batch, **settings, use_cache=False), expected)
     with torch.no_grad():
         heard = model.get_encoder()(**batch)
-        embeds, _ = model._embed(batch["input_ids"], batch)
+        embeds, _ = model.embed(batch["input_ids"], batch)
     mask = batch["attention_mask"]
     for given in ({"encoder_outputs": heard}, {"inputs_embeds": embeds}):
         assert torch.equal(model.generate(**given, attention_mask=mask, **settings), expected)

@@ -418,7 +418,7 @@ def test_the_stock_pipeline_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         (
             {"output_projectors": {"image": {"name": "mlp"}, "audio": {**TINY, "queries": 1}}},
-            "mlp makes 3 tokens, but alignment wants 24",
+            "mlp makes 3 tokens, but alignment with latent_diffusion wants 24",
         ),
         ({"generation_loss": {"allignment": "mse"}}, "did you mean alignment"),
         ({"text_config": {"model_type": "t5"}}, "t5 is an encoder and a decoder"),

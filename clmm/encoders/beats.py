@@ -46,6 +46,12 @@ class Beats:
     def __post_init__(self) -> None:
         if self.mel_bins % self.patch_size:
             raise ValueError(f"beats: mel_bins {self.mel_bins} is no multiple of {self.patch_size}")
+        # Of the buckets of one direction half are a distance each, and the others grow to furthest.
+        if self.buckets < 4 or self.furthest <= self.buckets // 4:
+            raise ValueError(
+                f"beats: furthest {self.furthest} is not beyond the {self.buckets // 4} distances "
+                f"that buckets {self.buckets} tell apart; give 4 buckets or more"
+            )
 
     @property
     def width(self) -> int:

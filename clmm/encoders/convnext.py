@@ -43,6 +43,11 @@ class Convnext:
     def shape(self) -> tuple[int, ...]:
         return (3, self.image_size, self.image_size)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the built module's parameters that no feature depends on: the pooler's."""
+        return ("model.layernorm.",)
+
     def num_tokens(self, shape: tuple[int, ...]) -> int:
         return patches(shape, self.patch_size * 2 ** (len(self.depths) - 1), where="convnext")
 

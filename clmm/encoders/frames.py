@@ -29,10 +29,6 @@ class Frames:
 
     modality: ClassVar[str] = "video"
 
-    def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ValueError(f"frames: frames is {self.frames}; give 1 or more")
-
     def over(self, encoder: Encoder) -> Encoder:
         if encoder.modality != "image":
             raise ValueError(

@@ -61,6 +61,9 @@ class Vary:
             settings.from_spec("clmm.encoders", getattr(self, name), where=f"vary.{name}")
             for name in names
         )
+        for made, spec in ((eye, self.eye), (reader, self.vocabulary)):
+            if made.modality != "image" or len(made.shape) != 3:
+                raise ValueError(f"vary: {spec['name']} encodes {made.modality}, not one image")
         return eye, reader
 
     @property

@@ -24,4 +24,9 @@ class Vcoder:
     modality: ClassVar[str] = "image"
 
     def over(self, encoder: Encoder) -> Encoder:
+        if encoder.modality != "image":
+            raise ValueError(
+                f"a map is seen as a picture, but the encoder of {self.of} encodes "
+                f"{encoder.modality}"
+            )
         return encoder

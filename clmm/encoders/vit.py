@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from clmm.encoding import Selected, patches
+from clmm.encoding import Selected, patches, unused_blocks
 from clmm.preprocessing import square_images
 
 
@@ -42,6 +42,13 @@ class Vit:
     @property
     def shape(self) -> tuple[int, ...]:
         return (3, self.image_size, self.image_size)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the built module's parameters that no feature depends on."""
+        return unused_blocks(
+            self.layers, self.depth, blocks="model.layers", ends=["model.layernorm."]
+        )
 
     def num_tokens(self, shape: tuple[int, ...]) -> int:
         return patches(shape, self.patch_size, where="vit") + self.class_token

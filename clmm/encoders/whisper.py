@@ -43,6 +43,11 @@ class Whisper:
     def shape(self) -> tuple[int, ...]:
         return (self.mel_bins, 100 * self.seconds)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of the built module's parameters that no stage trains: its sines are fixed."""
+        return ("model.embed_positions.",)
+
     def num_tokens(self, shape: tuple[int, ...]) -> int:
         positions = shape[-1] // 2
         if positions % self.pool:

@@ -12,6 +12,7 @@ from clmm.diffusion import (
     Prediction,
     TextCondition,
     blocks_of,
+    check_heads,
     folder_of,
     loaded,
     require,
@@ -87,6 +88,7 @@ class AudioDiffusion:
                 f"audio_diffusion: channels has {len(self.channels)} blocks, attention "
                 f"{len(self.attention)}"
             )
+        check_heads(self.channels, self.heads, where="audio_diffusion")
         for name, size in (("frames", self.frames), ("bins", self.bins)):
             if size % self.shrink:
                 raise ValueError(f"audio_diffusion: {size} {name} are no multiple of {self.shrink}")

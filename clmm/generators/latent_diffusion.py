@@ -12,6 +12,7 @@ from clmm.diffusion import (
     Prediction,
     TextCondition,
     blocks_of,
+    check_heads,
     clip_text,
     folder_of,
     loaded,
@@ -94,6 +95,7 @@ class LatentDiffusion:
                 f"latent_diffusion: channels has {len(self.channels)} blocks, attention "
                 f"{len(self.attention)}"
             )
+        check_heads(self.channels, self.heads, where="latent_diffusion")
         if self.image_size % self.shrink:
             raise ValueError(
                 f"latent_diffusion: image_size {self.image_size} is no multiple of {self.shrink}"

@@ -73,6 +73,7 @@ class _InstructQFormer(nn.Module):
 
     def __init__(self, settings: InstructQFormer, model: nn.Module, output_width: int) -> None:
         super().__init__()
+        self.text_length = settings.text_length
         self.query_tokens = nn.Parameter(
             torch.randn(1, settings.queries, settings.hidden_size) * 0.02
         )
@@ -92,6 +93,11 @@ class _InstructQFormer(nn.Module):
             raise ValueError(
                 f"instruct_q_former: {len(qformer_input_ids)} instructions for {len(features)} "
                 "media"
+            )
+        if qformer_input_ids.shape[1] > self.text_length:
+            raise ValueError(
+                f"instruct_q_former: an instruction of {qformer_input_ids.shape[1]} tokens, but "
+                f"text_length is {self.text_length}"
             )
         queries = self.query_tokens.expand(len(features), -1, -1)
         if qformer_attention_mask is None:
