@@ -146,6 +146,14 @@ def test_the_example_is_pre_training_instructions_and_preferences() -> None:
             train_command.course(values, Path("x.yaml"))
 
 
+def test_preferences_are_learnt(tmp_path: Path) -> None:
+    values = COURSE[2] | {"steps": 20, "batch_size": 8, "learning_rate": 2e-3}
+    lesson = Lesson.read(values | {"lora": {"rank": 16, "alpha": 32}}, where="x")
+    end = train_stages("nano", [lesson], tmp_path)
+    record = json.loads(end.with_name(end.name + ".json").read_text())
+    assert record["cost"]["loss"] < 0.3  # log 2 is chance
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
