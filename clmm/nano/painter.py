@@ -39,14 +39,14 @@ GALLERY = 16000
 AT_ONCE = 100
 EMPTIED = 0.1
 """Share of wishes that the UNet is not told: guidance starts from that."""
-ORDINARY = 0.25
+ORDINARY = 0.4
 """Share of a step's rows in which nothing is asked to be drawn, and nothing should be."""
 
 STAGES: dict[str, Stage] = {
     "beholder": Stage(steps=1500, learning_rate=3e-3, batch_size=64),
     "vae": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
     "unet": Stage(steps=4000, learning_rate=1e-3, batch_size=32),
-    "projector": Stage(steps=1200, learning_rate=2e-3, batch_size=32),
+    "projector": Stage(steps=3500, learning_rate=2e-3, batch_size=32),
 }
 
 
