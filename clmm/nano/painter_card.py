@@ -7,6 +7,7 @@ is printed by `clmm build painter`; nothing is typed by hand. Knows no training.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def _show(path: Path, made: Sequence[Tensor | None], texts: Sequence[str]) -> No
     for place, index in enumerate(chosen):
         axes = figure.add_subplot(3, -(-SHOWN // 3), place + 1)
         axes.set_axis_off()
-        axes.set_title(texts[index].replace(" a", "\na", 1) if " a" in texts[index] else "")
+        axes.set_title(textwrap.fill(texts[index], 18))
         picture = made[index]
         if picture is not None:
             axes.imshow(picture.permute(1, 2, 0).numpy())
@@ -217,8 +218,10 @@ asked for as "Draw …", greedy. The judge is a classifier trained on real scene
 
 ## How it was made
 
-`clmm build painter`: VAE, then text encoder and UNet, on pictures of taught pairs; then signal
-tokens and output projector on the frozen nano, by the survey's (2) and (4).
+`clmm build painter`: VAE, then text encoder and UNet, on posed pictures of taught pairs, which are
+said from top to bottom or left to right; then signal tokens and output projector on the frozen
+nano, by the survey's (2) and (4), for whatever order is asked for. It knows one or two things of
+the generated world, and nothing else.
 
 {recipe}
 """
