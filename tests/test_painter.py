@@ -124,9 +124,11 @@ def test_built_saved_and_asked(folder: Path) -> None:
     assert model.config.outputs == ("image",)
     kept, old = model.state_dict(), nano.state_dict()
     moved = {
-        name for name, value in old.items() if not torch.equal(value, kept[name][: len(value)])
+        name
+        for name, value in old.items()
+        if not torch.equal(value.half().float(), kept[name][: len(value)])
     }
-    assert not moved, "nano itself stays as it is"
+    assert not moved, "nano itself stays as it is, but for half precision"
     assert {name.split(".")[0] for name in kept if name not in old} == {"output_projectors"}
     figures = painter_card.measure(folder, items=6, steps=2)
     assert {skill.figure for skill in painter_card.SKILLS} <= {*figures}

@@ -312,10 +312,10 @@ def build(
     """Trains every stage; saves model and processor into `folder`, painter and judge inside it."""
     loaded: Any = load(model, device="cpu")
     painter = paint(stages, seed=seed, workshop=workshop)
-    # As it is saved, so that nothing is measured that nobody gets.
+    # As it is saved, in half precision, so that nothing is learnt of what nobody gets.
     painter = painter.half().float()
     teach(loaded.model, loaded.processor, painter, stages["projector"], seed=seed)
-    loaded.model.save_pretrained(folder)
+    loaded.model.half().save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
     painter.half().save(folder / "painter")
     judge(stages["beholder"], seed=seed, workshop=workshop).save(folder / beholder.FILE)
