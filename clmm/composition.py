@@ -81,6 +81,8 @@ def compose_file(
     path: Path | str, *, device: str | torch.device | None = None
 ) -> MMLLMForConditionalGeneration:
     """`compose` with the keys of a YAML file. Raises SettingError naming the file."""
+    if not Path(path).is_file():
+        raise SettingError(f"{path}: there is no such file")
     values, _ = parse(Path(path).read_text("utf-8"), str(path))
     if not isinstance(values, Mapping):
         raise SettingError(f"{path}: give llm, encoders and projectors; got {values!r}")
@@ -123,6 +125,8 @@ def configuration(
     for slot, given in (("signals", signals or {}), ("signal_ids", marks)):
         _check_names(given, specs["generators"], slot, "generators")
     for name, count in (signals or {}).items():
+        if not isinstance(count, int) or count < 1:
+            raise SettingError(f"signals.{name}: {count!r}; give 1 or more")
         if name in marks and len(marks[name]) != count:
             raise SettingError(f"signals.{name}: {count}, but signal_ids has {len(marks[name])}")
         if name not in marks:

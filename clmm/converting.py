@@ -124,9 +124,15 @@ def convert(folder: Path | str, out: Path | str) -> Converted:
     conversion = conversion_of(theirs.model_type)
     config = conversion.composition(theirs)
     config.dtype = theirs.dtype
-    published = AutoProcessor.from_pretrained(
-        source, local_files_only=True, trust_remote_code=False
-    )
+    try:
+        published = AutoProcessor.from_pretrained(
+            source, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            f"{source} has no processor that can be loaded; put its tokenizer and "
+            f"preprocessor_config.json beside the weights ({str(error).splitlines()[0]})"
+        ) from None
     processor = conversion.processor(published, config)
     source_processor.check(processor, config)
     with torch.device("meta"):

@@ -38,6 +38,14 @@ def _check_language_model(text: Any) -> None:
     empty = [name for name, weight in made.named_parameters() if not weight.numel()]
     if empty or text.num_hidden_layers < 1:
         raise SettingError(f"llm: {kind}, has nothing in {empty[0] if empty else 'its layers'}")
+    heads, shared = (
+        getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads")
+    )
+    if heads and shared and heads % shared:
+        raise SettingError(
+            f"llm: {kind}, has {heads} num_attention_heads, no multiple of its {shared} "
+            "num_key_value_heads"
+        )
     width = made.get_input_embeddings().weight.shape[1]
     if width != text.hidden_size:
         raise SettingError(
@@ -58,6 +66,13 @@ def _check_input(config: MMLLMConfig, name: str) -> None:
     if not borrows:
         where = f"encoders.{name}: {kind} cannot be as it is set"
         _ask(encoder.build, encoder.shape, shape, where=where)
+    room = getattr(text, "max_position_embeddings", None)
+    tokens = config.num_tokens(name)
+    if room is not None and tokens >= room:
+        raise SettingError(
+            f"projectors.{name}: one {name} becomes {tokens} tokens, but {llm.describe(text)} has "
+            f"{room} positions"
+        )
     projector: Any = config.input_projector(name)
     layered = getattr(projector, "in_layers", False)
     more = {"depth": text.num_hidden_layers} if layered else {}

@@ -109,7 +109,7 @@ def describe(config: Any) -> str:
     return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
 
 
-_EXTRA = ("partial_rotary_factor", "rope_theta")
+_EXTRA = ("partial_rotary_factor", "rope_theta", "decoder_start_token_id")
 """Settings that transformers takes and keeps under another name."""
 
 

@@ -261,10 +261,21 @@ def prepare(number: int, lesson: Lesson, folder: Path, start: Mapping[str, Any])
 
 def _check(one: Prepared, loaded: Loaded) -> None:
     """That the stage fits the model and its first samples become tensors."""
-    stages.table(loaded.model, one.lesson.stage)
+    table_of(loaded.model, one)
     batcher = _batcher(loaded.model, loaded.processor, one.lesson.train)
     for task in one.stream.tasks:
         batcher.check([*islice(task.train, one.lesson.train.batch_size)])
+
+
+def table_of(model: Any, one: Prepared) -> StageTable:
+    """What the stage would train; SettingError where that is nothing."""
+    table = stages.table(model, one.lesson.stage)
+    if not table.trainable:
+        raise SettingError(
+            f"stages[{one.number - 1}] ({table.stage}): it trains nothing; name components in "
+            "train, or give lora, prefix or signal_rows"
+        )
+    return table
 
 
 def _batcher(model: Any, processor: Any, train: TrainSettings) -> Batcher:

@@ -200,7 +200,11 @@ def _norms(model: nn.Module) -> set[str]:
 def _namable(model: nn.Module, owners: Mapping[str, str], pattern: str) -> list[str]:
     """What a pattern may have meant: components with parameters, and modules no deeper than it."""
     depth = max(2, pattern.count("."))
-    modules = [plain(name) for name, _ in model.named_modules() if name.count(".") <= depth]
+    modules = [
+        plain(name)
+        for name, module in model.named_modules()
+        if name.count(".") <= depth and next(module.parameters(), None) is not None
+    ]
     return [*dict.fromkeys([*owners.values(), *filter(None, modules)])]
 
 

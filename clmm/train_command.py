@@ -38,8 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Trains what the folder does not hold yet; returns the exit status."""
     told = read(options.file)
 
-    from clmm import stages
-    from clmm.stage_training import Lesson, train_stages
+    from clmm.stage_training import Lesson, prepare, table_of, train_stages
 
     lessons = [Lesson.read(one, where=f"{options.file}: stages[{i}]")
                for i, one in enumerate(told.stages)]  # fmt: skip
@@ -47,8 +46,8 @@ def run(options: argparse.Namespace) -> int:
         from clmm.loading import load
 
         model: Any = load(told.model, device=told.device, precision=told.precision).model
-        for lesson in lessons:
-            stages.table(model, lesson.stage).print()
+        for number, lesson in enumerate(lessons, 1):
+            table_of(model, prepare(number, lesson, Path(), {})).print()
         return 0
     out = options.out or Path("runs") / options.file.stem
     rest = {key: getattr(told, key) for key in ("seed", "device", "precision")}

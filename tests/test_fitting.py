@@ -78,7 +78,7 @@ INSTRUCTED = tiny.PROJECTORS["instruct_q_former"]
         # What reads more than features cannot stand inside another.
         (
             {"name": "chain", "projectors": [INSTRUCTED, {"name": "linear"}], "widths": [8]},
-            "chain cannot join vit, .*instruct_q_former reads the instruction",
+            "chain cannot take the 16 features of vit: .*instruct_q_former takes more than features",
         ),
         ({"name": "tiles", "tiles": 4, "projector": INSTRUCTED}, "tiles cannot join vit, .*reads"),
         ({**tiny.GATED, "resampler": INSTRUCTED}, "gated_cross_attention cannot join vit, .*reads"),
@@ -197,3 +197,35 @@ def test_on_the_meta_device_a_model_is_counted_as_before() -> None:
     given: Any = {"encoders": {"image": tiny.EYE}, "projectors": {"image": "linear"}}
     counted = compose(llm=tiny.LLM, device="meta", **given)
     assert counted.num_parameters() == compose(llm=tiny.LLM, **given).num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("llm", "message"),
+    [
+        ({"num_key_value_heads": 3}, r"has 4 num_attention_heads, no multiple of its 3"),
+        ({"max_position_embeddings": 8}, r"one image becomes 16 tokens, but .* has 8 positions"),
+    ],
+)
+def test_heads_and_positions_that_would_fail_later_are_refused(
+    llm: dict[str, int], message: str
+) -> None:
+    words = {
+        "model_type": "llama", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+    }  # fmt: skip
+    image = {"name": "clip", "image_size": 32, "patch_size": 8, "hidden_size": 32, "depth": 1,
+             "heads": 2, "mlp": 32}  # fmt: skip
+    with pytest.raises(SettingError, match=message):
+        compose(llm=words | llm, encoders={"image": image}, projectors={"image": "linear"})
+
+
+def test_signals_are_counted_from_one() -> None:
+    with pytest.raises(SettingError, match=r"signals\.image: -3; give 1 or more"):
+        compose(
+            llm={"model_type": "llama"},
+            encoders={},
+            projectors={},
+            generators={"image": "latent_diffusion"},
+            output_projectors={"image": "mlp"},
+            signals={"image": -3},
+        )
