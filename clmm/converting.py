@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
-from clmm import llm, source_processor
+from clmm import fitting, llm, source_processor
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.loading import refuse_outside_code
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
@@ -27,6 +27,8 @@ from streams import catalog
 from streams.settings import SettingError
 
 INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the kinds of numbers that weights are; others are quantised."""
 SHOWN = 5
 """Names in an error; the others are counted."""
 
@@ -84,6 +86,8 @@ class _Plan:
     """Name in the checkpoint → file."""
     left_out: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    quantised: list[str] = field(default_factory=list)
+    """Names in the checkpoint of tensors that are no floats, and what they are."""
 
 
 def conversion_of(model_type: str) -> Conversion:
@@ -120,21 +124,21 @@ def convert(folder: Path | str, out: Path | str) -> Converted:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SettingError(f"--out: {path} is there already; name a new folder")
     refuse_outside_code(source)
-    theirs = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    theirs = _read(AutoConfig, source, "config.json", trust_remote_code=False)
+    if (quantised := getattr(theirs, "quantization_config", None)) is not None:
+        raise SettingError(
+            f"config.quantization_config: {quantised!r}; give the checkpoint as it was before"
+        )
     conversion = conversion_of(theirs.model_type)
     config = conversion.composition(theirs)
     config.dtype = theirs.dtype
-    try:
-        published = AutoProcessor.from_pretrained(
-            source, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise SettingError(
-            f"{source} has no processor that can be loaded; put its tokenizer and "
-            f"preprocessor_config.json beside the weights ({str(error).splitlines()[0]})"
-        ) from None
+    fitting.check(config)
+    published = _read(AutoProcessor, source, "the processor", trust_remote_code=False)
     processor = conversion.processor(published, config)
     source_processor.check(processor, config)
+    generation = None
+    if (source / "generation_config.json").is_file():
+        generation = _read(GenerationConfig, source, "generation_config.json")
     with torch.device("meta"):
         model = MMLLMForConditionalGeneration(config)
     plan = _plan(_files(source), conversion)
@@ -142,11 +146,7 @@ def convert(folder: Path | str, out: Path | str) -> Converted:
     path.mkdir(parents=True, exist_ok=True)
     _write(path, plan, written)
     _count(path, model, written)
-    if (source / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(source, local_files_only=True)
-    else:
-        generation = model.generation_config
-    generation.save_pretrained(path)
+    (generation or model.generation_config).save_pretrained(path)
     processor.save_pretrained(path)
     # Last: a folder without it is none that can be loaded.
     config.architectures = [type(model).__name__]
@@ -170,26 +170,45 @@ def describe(config: MMLLMConfig) -> str:
     return f"{', '.join(parts)} → {llm.describe(config.text_config)}"
 
 
-def _files(folder: Path) -> list[Path]:
-    """The shards, in order; raises SettingError when one is missing."""
+def _read(cls: Any, folder: Path, what: str, **options: Any) -> Any:
+    """What transformers reads of a folder; SettingError in its words where it cannot."""
+    try:
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # of each class its own
+        raise SettingError(f"{folder}: {what}: {llm.reason(error)}") from None
+
+
+def _files(folder: Path) -> dict[Path, list[str]]:
+    """The shards, in order, and which tensors an index promises of each; SettingError where one
+    is missing, or no file of the folder."""
     index = folder / INDEX
-    if index.is_file():
-        names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    if not index.is_file():
+        promised: dict[str, list[str]] = {file.name: [] for file in folder.glob("*.safetensors")}
     else:
-        names = sorted(file.name for file in folder.glob("*.safetensors"))
-    if not names:
+        promised = {}
+        try:
+            for tensor, name in json.loads(index.read_text("utf-8"))["weight_map"].items():
+                promised.setdefault(name, []).append(tensor)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise SettingError(f"{index}: has no weight_map from tensors to files") from None
+    if not promised:
         raise SettingError(f"{folder} has no weights (*.safetensors); pickles are not read")
-    for name in names:
+    for name in promised:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise SettingError(f"{index}: names {name!r}, which is no file's name")
         if not (folder / name).is_file():
             raise SettingError(f"{index}: names {name}, which is not there")
-    return [folder / name for name in names]
+    return {folder / name: promised[name] for name in sorted(promised)}
 
 
-def _plan(files: Iterable[Path], conversion: Conversion) -> _Plan:
-    """Reads the names and shapes alone."""
+def _plan(files: Mapping[Path, Iterable[str]], conversion: Conversion) -> _Plan:
+    """Reads the names, shapes and kinds alone."""
     plan = _Plan()
-    for file in files:
-        with safe_open(file, "pt") as tensors:
+    for file, promised in files.items():
+        with _opened(file) as tensors:
+            lost = sorted({*promised} - {*tensors.keys()})
+            if lost:
+                raise ConversionError(f"{file}: {_named('tensors are not in it', lost)}")
             for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
                 target = renamed(name, conversion.rules)
                 if any(re.search(pattern, name) for pattern in conversion.left_out):
@@ -201,7 +220,10 @@ def _plan(files: Iterable[Path], conversion: Conversion) -> _Plan:
                     if number in parts:  # the same under an earlier name of transformers
                         plan.unexpected.append(name)
                         continue
-                    parts[number] = (name, [*tensors.get_slice(name).get_shape()])
+                    found = tensors.get_slice(name)
+                    parts[number] = (name, [*found.get_shape()])
+                    if found.get_dtype() not in FLOATS:
+                        plan.quantised.append(f"{name} {found.get_dtype()}")
                     plan.file_of[name] = file
     return plan
 
@@ -217,7 +239,7 @@ def _checked(plan: _Plan, model: Any) -> list[str]:
     # Of tied ones it is enough that one is there: any may give the others their values.
     owners = {tied.get(name, name) for name in there}
     missing = [name for name in wanted if tied.get(name, name) not in owners]
-    shapes = []
+    shapes, problems = [], []
     for name in sorted(there):
         parts = [plan.parts[name][number] for number in sorted(plan.parts[name])]
         sizes = [shape for _, shape in parts]
@@ -225,18 +247,32 @@ def _checked(plan: _Plan, model: Any) -> list[str]:
         if joined != wanted[name] or {*plan.parts[name]} != {*range(len(parts))}:
             whole = " + ".join(f"{source} {size}" for (source, size) in parts)
             shapes.append(f"{whole} is not {name} {wanted[name]}")
-    problems = [
-        f"{len(names)} {what}: {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}"
-        for what, names in (
-            ("tensors are missing", missing),
-            ("tensors are unexpected", sorted(plan.unexpected)),
-            ("tensors have another shape", shapes),
-        )
-        if names
-    ]
+    for what, names in (
+        ("tensors are missing", missing),
+        ("tensors are unexpected", sorted(plan.unexpected)),
+        ("tensors have another shape", shapes),
+        ("tensors are no floats", sorted(plan.quantised)),
+    ):
+        if names:
+            problems.append(_named(what, names))
     if problems:
         raise ConversionError("; ".join(problems))
+    broken = [name for name in sorted(there) if not _tensor(plan, name).isfinite().all()]
+    if broken:
+        sources = [name for key in broken for name, _ in plan.parts[key].values()]
+        raise ConversionError(_named("tensors hold what is no number", sources))
     return sorted(there)
+
+
+def _named(what: str, names: list[str]) -> str:
+    return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}"
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise SettingError(f"{file}: is no whole file of safetensors: {error}") from None
 
 
 def _drop_copies(plan: _Plan, tied: Mapping[str, str]) -> None:

@@ -92,6 +92,8 @@ def text_config(llm: Any, *, where: str = "llm") -> Any:
 
 def reason(error: Exception) -> str:
     """What a library's error says, in its first line."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
     lines = str(error.__cause__ or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

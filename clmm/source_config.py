@@ -27,9 +27,13 @@ def side(value: int | list[int] | tuple[int, ...], where: str) -> int:
     return int(sides.pop())
 
 
-def layers(value: int | list[int] | tuple[int, ...]) -> list[int]:
-    """One hidden state or several, as a list."""
-    return [value] if isinstance(value, int) else [*value]
+def layers(value: int | list[int] | tuple[int, ...], depth: int, where: str) -> list[int]:
+    """One hidden state or several, of as many blocks, as a list."""
+    chosen = [value] if isinstance(value, int) else [*value]
+    for layer in chosen:
+        if not -depth - 1 <= layer <= depth:
+            raise SettingError(f"{where}: {layer}, but the encoder has {depth} layers")
+    return chosen
 
 
 def token(config: Any, name: str) -> int:

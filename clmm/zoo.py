@@ -177,8 +177,10 @@ def unexplained(measured: int, published: int, explanation: Iterable[Mapping[str
 
 
 def print_listing(chosen: Mapping[str, str]) -> None:
-    """Recipes, then models of the taxonomy."""
-    found = recipes(chosen)
+    """Recipes, then models of the taxonomy; SettingError where there is neither."""
+    found, entries = recipes(chosen), models(chosen)
+    if not (found or entries):
+        raise SettingError(f"--formula: no recipe and no model is of {_said(chosen)}")
     table = _table("recipe", *FORMULA, "published")
     for recipe in found:
         parts = formula_of(recipe)
@@ -187,21 +189,18 @@ def print_listing(chosen: Mapping[str, str]) -> None:
         table.add_row(recipe.name, *cells, "–" if size is None else f"{size / 1e9:.4g} B")
     if found:
         _print(table)
-    else:
-        print("no recipe is of this formula")
-    entries, by_model = models(chosen), [Recipe.read(name).model for name in names()]
+        print()
+    by_model = [Recipe.read(name).model for name in names()]
     table = _table("model", "date", *FORMULA, "recipes")
     for entry in entries:
         cells = [entry.values[key] or "–" for key in FORMULA]
         count = by_model.count(entry.name)
         table.add_row(entry.name, entry.values["date"], *cells, str(count or "–"))
-    print()
     if entries:
         _print(table)
-    else:
-        print("no model of the taxonomy is of this formula")
+        print()
     print(
-        f"\n{len(found)} of {len(names())} recipes, {len(entries)} of {len(taxonomy())} models; "
+        f"{len(found)} of {len(names())} recipes, {len(entries)} of {len(taxonomy())} models; "
         "`clmm zoo NAME` shows one"
     )
 
@@ -222,6 +221,8 @@ def print_recipe(recipe: Recipe, values: Mapping[str, Any]) -> None:
     for name, note in values["stated"].items():
         print(f"stated: {name} is {note}")
     print(f"published: {values['published_source'] or 'nothing'}")
+    # Generators are in no stage, adapters and signal rows in no composition.
+    outside = sum(n for name, n in values["components"].items() if name.startswith("generators."))
     for number, stage in enumerate(values["stages"], 1):
         print(f"\nstage {number}: {stage['name']} ({stage['kind']})")
         for key in ("data", "training"):
@@ -230,7 +231,10 @@ def print_recipe(recipe: Recipe, values: Mapping[str, Any]) -> None:
         table = _table("component", numbers=("total", "frozen", "trainable", "share"))
         parts = stage["frozen_and_trainable"]
         everything = {"total": parts["total"], "trainable": parts["trainable"]}
-        for name, part in {**parts["components"], "measured": everything}.items():
+        said = "all" + (" but generators" if outside else "")
+        if added := parts["total"] - (measured - outside):
+            said += f", and {added:,} of adapters and signal rows"
+        for name, part in {**parts["components"], said: everything}.items():
             total, trainable = part["total"], part["trainable"]
             cells = (total, total - trainable, trainable)
             table.add_row(name, *(f"{c:,}" for c in cells), f"{trainable / total:.2%}")
@@ -252,8 +256,7 @@ def print_entry(entry: Entry) -> None:
     for key in KEYS:
         if entry.values[key]:
             print(f"{key}: {entry.values[key]}")
-    own = [name for name in names() if Recipe.read(name).model == entry.name]
-    print(f"recipes: {', '.join(own) or 'none'}")
+    print(f"recipes: {', '.join(_recipes_of(entry)) or 'none'}")
 
 
 def run(name: str | None = None, *, formula: Sequence[str] = (), out: Path | None = None) -> int:
@@ -263,18 +266,24 @@ def run(name: str | None = None, *, formula: Sequence[str] = (), out: Path | Non
         _make_room(out)
     if name is not None and chosen:
         raise SettingError(f"--formula: {name} is one already; leave one of them out")
+    if name is None and out is None:
+        print_listing(chosen)
+        return 0
     if name is None:
-        if out is None:
-            print_listing(chosen)
-            return 0
         records = [record(recipe) for recipe in recipes(chosen)]
+        if not records:
+            raise SettingError(f"--formula: no recipe is of {_said(chosen)}")
     elif name in names():
         recipe = Recipe.read(name)
         records = [record(recipe)]
         print_recipe(recipe, records[0])
     else:
-        print_entry(_entry(name, recipes_alone=out is not None))
-        return 0
+        entry = _entry(name)
+        print_entry(entry)
+        own = _recipes_of(entry) if out is not None else []
+        if out is not None and not own:
+            raise SettingError(f"--out: {entry.name} has no recipe that could be measured")
+        records = [record(Recipe.read(recipe)) for recipe in own]
     if out is not None:
         written = [{key: one[key] for key in WRITTEN} for one in records]
         try:
@@ -294,9 +303,17 @@ def _make_room(out: Path) -> None:
         raise SettingError(f"--out: cannot make {out.parent}: {error.strerror}") from None
 
 
-def _entry(name: str, *, recipes_alone: bool) -> Entry:
+def _recipes_of(entry: Entry) -> list[str]:
+    return [name for name in names() if Recipe.read(name).model == entry.name]
+
+
+def _said(chosen: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in chosen.items())
+
+
+def _entry(name: str) -> Entry:
     """The model of that name in the taxonomy; SettingError with the nearest."""
-    entries = [] if recipes_alone else taxonomy()
+    entries = taxonomy()
     for entry in entries:
         if _bare(entry.name) == _bare(name):
             return entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,16 @@ def test_names_have_changed_over_the_years(
             lambda t: [t.pop(name) for name in [*t] if "vision_tower" in name],
             r"^55 tensors are missing: encoders\.image\.model\.embeddings\.class_embedding, .* …$",
         ),
+        (
+            lambda t: t.update({DOWN: t[DOWN].to(torch.int8)}),
+            rf"^1 tensors are no floats: {DOWN} I8$",
+        ),
+        (
+            lambda t: t.update({DOWN: t[DOWN].to(torch.float8_e4m3fn)}),
+            rf"^1 tensors are no floats: {DOWN} F8_E4M3$",
+        ),
+        (lambda t: t[DOWN][0, :1].fill_(math.nan), rf"^1 tensors hold what is no number: {DOWN}$"),
+        (lambda t: t[HEAD][0, :1].fill_(math.inf), rf"^1 tensors hold what is no number: {HEAD}$"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(
@@ -240,6 +251,12 @@ def test_a_head_of_its_own_stays_one(tmp_path: Path) -> None:
             {"vision_config.image_size": 32},
             r"image_processor: makes \(3, 16, 16\) .* \(3, 32, 32\)",
         ),
+        ({"vision_feature_layer": 9}, "vision_feature_layer: 9, but the encoder has 3 layers"),
+        ({"vision_feature_layer": [-1, -5]}, "vision_feature_layer: -5, but the encoder has 3"),
+        ({"vision_feature_layer": []}, r"encoders\.image\.layers: names no hidden state"),
+        ({"vision_feature_layer": "x"}, r"config\.json: .*'vision_feature_layer'"),
+        ({"vision_config.hidden_act": "x"}, "clip cannot be as it is set: there is no 'x'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"config\.quantization_config: .*gptq"),
         ({"image_token_index": 7}, r"token_ids\.image: 7 in config\.json, but .*'<image>' is 259"),
     ],
 )
@@ -249,6 +266,36 @@ def test_what_a_composition_cannot_be_is_refused(
     other = reconfigured(published, tmp_path / "other", **more)
     with pytest.raises(SettingError, match=message):
         convert(other, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "has no weight_map from tensors to files"),
+        ("{}", "has no weight_map from tensors to files"),
+        ('{"weight_map": {"a": 3}}', "names 3, which is no file's name"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', r"names '\.\./model.* no file's name"),
+        ('{"weight_map": {"a": "model.safetensors"}}', "1 tensors are not in it: a$"),
+    ],
+)
+def test_an_index_keeps_its_promises(
+    index: str, message: str, published: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(published, tmp_path / "other")
+    (tmp_path / "other" / converting.INDEX).write_text(index)
+    with pytest.raises(SettingError, match=message):
+        convert(tmp_path / "other", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_half_a_file_is_refused(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path / "other")
+    whole = (published / "model.safetensors").read_bytes()
+    for held in (b"", whole[:-5]):
+        (tmp_path / "other" / "model.safetensors").write_bytes(held)
+        with pytest.raises(SettingError, match=r"model\.safetensors: is no whole file of safeten"):
+            convert(tmp_path / "other", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 

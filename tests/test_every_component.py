@@ -45,7 +45,12 @@ def composed(encoders: dict[str, Any], projector: Any = "linear", **outputs: Any
         pytest.importorskip("timm")
     torch.manual_seed(0)
     given = dict.fromkeys(encoders, projector)
-    return compose(llm=tiny.LLM, encoders=encoders, projectors=given, **outputs)
+    model = compose(llm=tiny.LLM, encoders=encoders, projectors=given, **outputs)
+    for key, weight in model.named_parameters():
+        # Gates that are closed at first, and would let no gradient through.
+        if ".alpha_" in key or key.endswith("skipinit_gain"):
+            nn.init.constant_(weight, 0.5)
+    return model
 
 
 def rows_of(model: Model, name: str, *, more: int = 0, ends: tuple[int, ...] = ()) -> Tensor:
@@ -142,9 +147,6 @@ def test_an_encoder(case: str, tmp_path: Path) -> None:
 def test_an_input_projector(case: str, tmp_path: Path) -> None:
     model = composed({"image": tiny.EYE}, tiny.PROJECTORS[case])
     settings = model.config.input_projector("image")
-    for key, weight in model.named_parameters():
-        if ".alpha_" in key:  # a closed gate lets no gradient through
-            nn.init.constant_(weight, 0.5)
     batch, rows = batch_of(model, "image"), rows_of(model, "image")
     words = {key: value for key, value in batch.items() if key in WORDS}
     with torch.no_grad():

@@ -129,7 +129,9 @@ def test_a_model_without_a_recipe_is_described(capsys: pytest.CaptureFixture[str
         (["llava-13b", "--formula", "llm=opt"], "llava-13b is one already; leave one of them out"),
         (["--out", "."], "--out: . is a folder; name a file"),
         (["llava-13b", "--out", "/dev/null/zoo.json"], "--out: cannot make /dev/null: File exists"),
-        (["kosmos-1", "--out", "x.json"], "there is no 'kosmos-1' in the zoo"),
+        (["kosmos-1", "--out", "x.json"], "--out: Kosmos-1 has no recipe that could be measured"),
+        (["--formula", "encoder=nobody"], "--formula: no recipe and no model is of encoder=nobody"),
+        (["--formula", "name=kosmos", "--out", "x.json"], "no recipe is of name=kosmos"),
     ],
 )
 def test_what_is_not_there_is_an_error(
@@ -137,6 +139,27 @@ def test_what_is_not_there_is_an_error(
 ) -> None:
     assert run(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_s_recipes_are_measured_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "zoo.json"
+    assert run("MobileVLM", "--out", str(file)) == 0
+    assert "recipes: mobilevlm-1.7b, mobilevlm-3b" in capsys.readouterr().out
+    written = json.loads(file.read_text("utf-8"))
+    assert [one["name"] for one in written] == ["mobilevlm-1.7b", "mobilevlm-3b"]
+
+
+def test_one_total_is_called_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("minigpt-v2") == 0
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines() if line.startswith("measured")] == [
+        ["measured", "7,748,530,176"]
+    ]
+    assert "all, and 33,554,432 of adapters and signal rows" in out
+    assert run("gill") == 0
+    assert "all but generators, and 32,768 of adapters and signal rows" in capsys.readouterr().out
 
 
 def test_recipes_are_measured_into_a_file(tmp_path: Path) -> None:

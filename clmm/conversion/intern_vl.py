@@ -64,7 +64,9 @@ class InternVl:
             "norm": vision.norm_type,
             "qk_norm": vision.use_qk_norm,
             "qkv_bias": vision.attention_bias,
-            "layers": source_config.layers(source.vision_feature_layer),
+            "layers": source_config.layers(
+                source.vision_feature_layer, vision.num_hidden_layers, "vision_feature_layer"
+            ),
             "class_token": source.vision_feature_select_strategy != "default",
         }
         return MMLLMConfig(

@@ -79,5 +79,7 @@ def clip(source: Any) -> dict[str, Any]:
         "heads": vision.num_attention_heads,
         "mlp": vision.intermediate_size,
         "activation": vision.hidden_act,
-        "layers": source_config.layers(source.vision_feature_layer),
+        "layers": source_config.layers(
+            source.vision_feature_layer, vision.num_hidden_layers, "vision_feature_layer"
+        ),
     }
