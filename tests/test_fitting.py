@@ -78,7 +78,7 @@ INSTRUCTED = tiny.PROJECTORS["instruct_q_former"]
         # What reads more than features cannot stand inside another.
         (
             {"name": "chain", "projectors": [INSTRUCTED, {"name": "linear"}], "widths": [8]},
-            "chain cannot take the 16 features of vit: .*instruct_q_former takes more than features",
+            "chain cannot take the 16 features of vit: .*instruct_q_former takes more than",
         ),
         ({"name": "tiles", "tiles": 4, "projector": INSTRUCTED}, "tiles cannot join vit, .*reads"),
         ({**tiny.GATED, "resampler": INSTRUCTED}, "gated_cross_attention cannot join vit, .*reads"),
