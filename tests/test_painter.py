@@ -133,7 +133,8 @@ def test_built_saved_and_asked(folder: Path) -> None:
     figures = painter_card.measure(folder, items=6, steps=2)
     assert {skill.figure for skill in painter_card.SKILLS} <= {*figures}
     assert all(0 <= share <= 1 for share, _ in figures.values())
-    assert Image.open(folder / "drawn.png").width > 300
+    with Image.open(folder / "drawn.png") as picture:
+        assert picture.width > 300
     assert model.config.media_generator("image").folder == "painter"
 
 
@@ -178,10 +179,10 @@ def test_shipped_painter_draws_what_nobody_taught_it(shipped: Any) -> None:
     judge = Beholder.load(shipped.path / beholder.FILE)
     prompts = [f"<|user|>Draw {wish.text}<|assistant|>" for wish in wishes]
     batch = shipped.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt")
-    made = shipped.model.generate_media(**batch, max_new_tokens=10, do_sample=False, seed=5)
-    pictures = [row[0].media for row in made.media if row]
-    assert len(pictures) == len(wishes)
-    seen = judge.read(torch.stack(pictures))
+    made = shipped.model.generate(
+        **batch, generation_mode="image", max_new_tokens=20, do_sample=False, seed=5
+    )
+    seen = judge.read(made)
     right = [reads_right(one, wish)[0] for one, wish in zip(seen, wishes, strict=True)]
     assert np.mean(right) >= 0.6  # far from what chance or noise would give; the card has the rate
 
