@@ -49,7 +49,7 @@ def positions(edge: int, width: int, *, device: torch.device | None = None) -> T
     return torch.cat([columns, rows], dim=1)
 
 
-def made_small(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+def made_small(pictures: Tensor, size: tuple[int, ...]) -> Tensor:
     """Pictures [N, 3, H, W] of another size, [N, 3, *size], bicubic; in fp32, as there is no other
     for it everywhere."""
     small = interpolate(
