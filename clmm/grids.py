@@ -1,4 +1,4 @@
-"""Features as the square grid that they are of, and the positions of such a grid.
+"""Features as the square grid that they are of, its positions, and pictures made small.
 
 Knows lengths and widths; knows no projector.
 """
@@ -47,6 +47,15 @@ def positions(edge: int, width: int, *, device: torch.device | None = None) -> T
     one = torch.cat([angles.sin(), angles.cos()], dim=1).float()
     columns, rows = one.repeat(edge, 1), one.repeat_interleave(edge, dim=0)
     return torch.cat([columns, rows], dim=1)
+
+
+def made_small(pictures: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Pictures [N, 3, H, W] of another size, [N, 3, *size], bicubic; in fp32, as there is no other
+    for it everywhere."""
+    small = interpolate(
+        pictures.float(), size=size, mode="bicubic", align_corners=False, antialias=True
+    )
+    return small.to(pictures.dtype)
 
 
 def resized(table: Tensor, edge: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""To which row of a batch a medium belongs: its placeholders say it.
+"""To which row of a batch a medium belongs, which its placeholders say, and what a medium is.
 
 Media come in reading order, joined along their first axis, so that they are not as many as rows.
 Knows tensors; nothing of models.
@@ -10,6 +10,33 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+
+def some(media: Mapping[str, Tensor | None], key: str) -> Tensor | None:
+    """What is given under a keyword; None where there is nothing in it."""
+    found = media.get(key)
+    return None if found is None or not len(found) else found
+
+
+def check_shape(values: Tensor, shape: tuple[int, ...], key: str) -> None:
+    """ValueError for values that are no [media, *shape] of floats."""
+    if tuple(values.shape[1:]) != shape or not values.is_floating_point():
+        raise ValueError(
+            f"{key}: {values.dtype} of {tuple(values.shape)}; the model takes floats of "
+            f"{('media', *shape)}, as its processor makes them"
+        )
+
+
+def instruction(words: Mapping[str, Tensor], here: Tensor, count: int) -> dict[str, Tensor]:
+    """Each medium's instruction, [media, T], from its row's, [B, T].
+
+    ValueError where rows, or an instruction and its mask, are not as many.
+    """
+    found = rows(here, count)
+    shapes = {key: tuple(value.shape) for key, value in words.items()}
+    if len({*shapes.values()}) > 1 or any(shape[0] != len(here) for shape in shapes.values()):
+        raise ValueError(f"instructions are {shapes}, but the text has {len(here)} rows")
+    return {key: value[found] for key, value in words.items()}
 
 
 def rows(here: Tensor, count: int) -> Tensor:

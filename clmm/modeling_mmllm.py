@@ -62,13 +62,13 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.output_modalities: Any = (*config.outputs, "text")
         # An input that borrows another's encoder has no module here: shared weights exist once.
         self._owners = {name: config.encoder_owner(name) for name in config.inputs}
-        self._axes = {name: len(config.encoder(name).shape) for name in config.inputs}
+        made = {name: config.encoder(name) for name in config.inputs}
+        self._shapes = {name: one.shape for name, one in made.items()}
+        self._features = {
+            name: (one.num_tokens(one.shape), one.width) for name, one in made.items()
+        }
         self.encoders = nn.ModuleDict(
-            {
-                name: config.encoder(name).build()
-                for name, owner in self._owners.items()
-                if name == owner
-            }
+            {name: made[name].build() for name, owner in self._owners.items() if name == owner}
         )
         # Adapters draw their first weights in the order in which modules are registered here.
         self.language_model = llm.built(config.text_config)
@@ -126,15 +126,14 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode(self, name: str, values: torch.Tensor) -> torch.Tensor:
         """F_X = ME_X(I_X), the survey's equation (1): [media, *shape] → [media, n, d_X]."""
+        media_rows.check_shape(values, self._shapes[name], values_key(name))
         owner = self._owners[name]
         encoder = self.encoders[owner]
         if encoder.training and not any(p.requires_grad for p in encoder.parameters()):
             # Batch norms would go on learning, and features depend on their company.
             encoder.eval()
-        if owner != name:
-            return joined(encoder, values, self._axes[owner])
-        features: torch.Tensor = encoder(values)
-        return features
+        values = values.to(next(encoder.parameters()).dtype)
+        return joined(encoder, values, len(self._shapes[owner]))
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[images, 3, H, W] → [images, n, d_X]."""
@@ -149,15 +148,9 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         projected: torch.Tensor = projector(features.to(weight.dtype), **instruction)
         return projected
 
-    def _instruction(
-        self, name: str, media: Mapping[str, torch.Tensor | None], here: torch.Tensor, count: int
-    ) -> dict[str, torch.Tensor | None]:
-        """Each medium's instruction, [media, T], from its row's, [B, T], where it is read."""
-        given = {key: value for key in INSTRUCTION if (value := media.get(key)) is not None}
-        if not getattr(self.input_projectors[name], "reads_instruction", False):
-            return {}
-        rows = media_rows.rows(here, count)
-        return {key: value[rows] for key, value in given.items()}
+    def _reads(self, name: str) -> bool:
+        """Whether an input's projector reads an instruction."""
+        return getattr(self.input_projectors[name], "reads_instruction", False)
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None
@@ -174,22 +167,30 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Text embeddings with each medium's tokens in its placeholders' places, [B, L, D]; and of
         each input that enters layers instead, [media, m, d], by its name."""
-        if input_ids is None:
-            raise ValueError("give input_ids or inputs_embeds")
+        if input_ids is None or not input_ids.numel():
+            raise ValueError("there is no token: give input_ids or inputs_embeds")
+        words = {key: value for key in INSTRUCTION if (value := media.get(key)) is not None}
+        if words and not any(map(self._reads, self.config.inputs)):
+            raise ValueError(f"{', '.join(words)}: no input projector reads an instruction")
         embeds = self.get_input_embeddings()(input_ids)
         inside = {}
         for name in self.config.inputs:
             here = input_ids == self.config.token_ids[name]
-            features = media.get(name + FEATURES)
-            values = media.get(values_key(name))
-            if features is None and values is not None:
+            features, values = (
+                media_rows.some(media, key) for key in (name + FEATURES, values_key(name))
+            )
+            if features is not None and values is not None:
+                raise ValueError(f"give {values_key(name)} or {name + FEATURES}, one of them")
+            if features is not None:
+                media_rows.check_shape(features, self._features[name], name + FEATURES)
+            elif values is not None:
                 features = self.encode(name, values)
-            if features is None:
+            else:
                 if bool(here.any()):
                     raise ValueError(f"{int(here.sum())} {name} tokens in the text, but no {name}")
                 continue
-            instruction = self._instruction(name, media, here, len(features))
-            projected = self.project(name, features, **instruction)
+            read = media_rows.instruction(words, here, len(features)) if self._reads(name) else {}
+            projected = self.project(name, features, **read)
             layered = self._enters_layers(name)
             tokens = projected if layered else projected.flatten(0, 1)
             if int(here.sum()) != len(tokens):
@@ -322,13 +323,13 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.generators.attach(name, generator, shape)
 
     def generate(self, *args: Any, generation_mode: str | None = None, **kwargs: Any) -> Any:
-        """Token ids, with whole sequences of signal tokens or none; or, with `generation_mode`
-        image, video or audio, that medium, one a row: so the `any-to-any` pipeline asks."""
+        """Token ids: no placeholders, whole sequences of signal tokens or none. Or, with
+        `generation_mode` image, video or audio, that medium, one a row: so the `any-to-any`
+        pipeline asks."""
         if generation_mode not in (None, "text"):
             return modeling_outputs.one_each(self, generation_mode, **kwargs)
-        if self.config.signal_ids:
-            forced = modeling_outputs.forcing(self.config, kwargs.get("logits_processor"))
-            kwargs["logits_processor"] = forced
+        forced = modeling_outputs.forcing(self.config, kwargs.get("logits_processor"))
+        kwargs["logits_processor"] = forced
         parent: Any = super()
         return parent.generate(*args, **kwargs)
 

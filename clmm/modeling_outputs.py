@@ -196,8 +196,11 @@ def with_losses(
 
 
 def forcing(config: Any, others: Any = None) -> LogitsProcessorList:
-    """`generate`'s logits processors, with the one that keeps sequences of signal tokens whole."""
-    forced = signal_tokens.ForcedSignals([*config.signal_ids.values()])
+    """`generate`'s logits processors, with the one that keeps sequences of signal tokens whole and
+    says no placeholder, of which there would be no medium."""
+    forced = signal_tokens.ForcedSignals(
+        [*config.signal_ids.values()], never=config.token_ids.values()
+    )
     return LogitsProcessorList([*(others or ()), forced])
 
 

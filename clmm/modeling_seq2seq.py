@@ -15,6 +15,7 @@ from clmm import media_rows
 
 KEYS = ("encoder_outputs", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
 """What `forward` takes besides, under the names of transformers' encoder–decoders."""
+DECODED = ("input_ids", "inputs_embeds")
 
 
 class MediaEncoder:
@@ -62,6 +63,8 @@ def run(
 
     With `encoder_outputs` among `kwargs` the encoder is not run again.
     """
+    if labels is None and all(kwargs.get(f"decoder_{key}") is None for key in DECODED):
+        raise ValueError("the decoder has nothing to read: give labels or decoder_input_ids")
     output: Seq2SeqLMOutput = language_model(
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,

@@ -6,7 +6,7 @@ others follow of themselves, so a language model only learns when to say [X0] (G
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -47,10 +47,10 @@ def add_to(tokenizer: Any, counts: Mapping[str, int]) -> dict[str, list[int]]:
 
 
 class ForcedSignals(LogitsProcessor):
-    """After [X0] come [X1] … [X_{r−1}], and they come nowhere else. Logits [B, V]."""
+    """After [X0] come [X1] … [X_{r−1}], and they come nowhere else, as `never`. Logits [B, V]."""
 
-    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
-        self.later = [i for one in ids for i in one[1:]]
+    def __init__(self, ids: Sequence[Sequence[int]], *, never: Iterable[int] = ()) -> None:
+        self.later = [*never, *(i for one in ids for i in one[1:])]
         self.next = {a: b for one in ids for a, b in pairwise(one)}
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any) -> Any:

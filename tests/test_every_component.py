@@ -141,6 +141,8 @@ def test_an_encoder(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(model.train().encode(name, values), frozen)
     assert all(torch.equal(before[k], value) for k, value in model.encoders.state_dict().items())
     is_saved(model.eval(), tmp_path, input_ids=rows, **batch)
+    # A processor makes fp32 whatever the weights are.
+    assert model.to(torch.bfloat16)(input_ids=rows, **batch).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("case", tiny.PROJECTORS)
@@ -166,6 +168,7 @@ def test_an_input_projector(case: str, tmp_path: Path) -> None:
         name for name, _ in model.input_projectors.named_parameters(prefix="input_projectors")
     }
     is_saved(model, tmp_path, input_ids=rows, **batch)
+    assert model.to(torch.bfloat16)(input_ids=rows, **batch).logits.isfinite().all()
 
 
 def painted(generator: Any, output: str, projector: Any, signals: int) -> Model:

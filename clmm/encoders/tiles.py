@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from clmm.encoding import Encoder, unused_of
+from clmm.grids import made_small
 from streams import settings
 
 
@@ -93,9 +93,7 @@ class _Tiles(nn.Module):
         grid = values.unfold(2, height, height).unfold(3, width, width)
         tiles = grid.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
         if self.whole:
-            small = interpolate(
-                values, size=self.window, mode="bicubic", align_corners=False, antialias=True
-            )
+            small = made_small(values, self.window)
             tiles = torch.cat([tiles, small.unsqueeze(1)], dim=1)
         features: Tensor = self.encoder(tiles.flatten(0, 1))
         return features.reshape(len(values), -1, features.shape[-1])

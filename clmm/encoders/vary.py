@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from clmm.encoding import Encoder, unused_of
-from clmm.grids import side
+from clmm.grids import made_small, side
 from clmm.preprocessing import CLIP_MEAN, CLIP_STD, square_images
 from streams import settings
 
@@ -111,8 +110,7 @@ class _Vary(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """[N, 3, H, W] → [N, n, width]."""
-        size = (self.eye_size, self.eye_size)
-        small = functional.interpolate(values, size, mode="bicubic", antialias=True)
+        small = made_small(values, (self.eye_size, self.eye_size))
         read = self.vocabulary(values)
         edge = side(read.shape[1], where="vary.vocabulary")
         grid = read.transpose(1, 2).unflatten(2, (edge, edge))
