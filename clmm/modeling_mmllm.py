@@ -64,9 +64,7 @@ class MMLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._owners = {name: config.encoder_owner(name) for name in config.inputs}
         made = {name: config.encoder(name) for name in config.inputs}
         self._shapes = {name: one.shape for name, one in made.items()}
-        self._features = {
-            name: (one.num_tokens(one.shape), one.width) for name, one in made.items()
-        }
+        self._features = {n: (one.num_tokens(one.shape), one.width) for n, one in made.items()}
         self.encoders = nn.ModuleDict(
             {name: made[name].build() for name, owner in self._owners.items() if name == owner}
         )
