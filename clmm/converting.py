@@ -21,14 +21,12 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from clmm import fitting, llm, source_processor
 from clmm.configuration_mmllm import MMLLMConfig
-from clmm.loading import refuse_outside_code
+from clmm.loading import FLOATS, refuse_outside_code
 from clmm.modeling_mmllm import MMLLMForConditionalGeneration
 from streams import catalog
 from streams.settings import SettingError
 
 INDEX = "model.safetensors.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""What safetensors calls the kinds of numbers that weights are; others are quantised."""
 SHOWN = 5
 """Names in an error; the others are counted."""
 

@@ -47,7 +47,8 @@ class Encoder(Protocol):
         ...
 
     def build(self) -> nn.Module:
-        """Maps [N, *shape] to [N, n, width]; weights are random."""
+        """Maps [N, *shape] to [N, n, width]; weights are random. `compose` also builds it without
+        memory, on the device `meta`, and asks it once (`clmm/fitting.py`)."""
         ...
 
     def preprocessor(self) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -36,6 +37,9 @@ from streams.catalog import nearest
 from streams.settings import SettingError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the kinds of numbers that weights are; others are quantised."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGED = {
@@ -101,19 +105,29 @@ def load(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            # Refused below, by name; transformers would only count them.
+            ignore_mismatched_sizes=True,
             **attention,
         )
     model, report = both
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise ModelError(
+            f"model: {path}: {len(mismatched)} weights have another shape, first {name}, which is "
+            f"{[*found]} and should be {[*wanted]}; config.json and the weights do not belong "
+            "together"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"model: {path}: {len(missing)} weights are missing and would be random, first "
             f"{missing[0]}; config.json and the weights do not belong together"
         )
     if unused := sorted(report["unexpected_keys"]):
-        warnings.warn(
-            f"{path}: {len(unused)} weights have no place in the model, first {unused[0]}",
-            stacklevel=2,
-        )
+        said = f"{path}: {len(unused)} weights have no place in the model, first {unused[0]}"
+        if isinstance(config, MMLLMConfig):
+            raise ModelError(f"model: {said}; config.json and the weights do not belong together")
+        warnings.warn(said, stacklevel=2)  # of other classes there are checkpoints that have some
+    _require_floats(path, model)
     weights = {file.name: _digest(file) for file in sorted(path.glob("*.safetensors"))}
     together = hashlib.sha256("".join(weights.values()).encode()).hexdigest()
     return Loaded(
@@ -223,6 +237,8 @@ def _config(path: Path) -> Any:
     refuse_outside_code(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except SettingError as error:  # a composition that cannot be
+        raise ModelError(f"model: {path}: {error}") from None
     except ValueError as error:
         raise ModelError(
             f"model: {path}: transformers does not know this class, and code that comes with a "
@@ -234,6 +250,16 @@ def _config(path: Path) -> Any:
             "answer in text; name a vision-language model"
         )
     return config
+
+
+def _require_floats(path: Path, model: Any) -> None:
+    """Quantised values would be read as if they were the weights."""
+    wanted = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in sorted(wanted & {*tensors.keys()}):
+                if (kind := tensors.get_slice(name).get_dtype()) not in FLOATS:
+                    raise ModelError(f"model: {file}: {name} is {kind}, no float; it is quantised")
 
 
 def _require_safetensors(path: Path) -> None:

@@ -305,6 +305,43 @@ def test_a_processor_knows_its_signal_tokens() -> None:
     MMLLMProcessor(images, tokenizer, {"image": 4}, signals={"image": 2})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: w.update(extra=torch.zeros(2)),
+            "1 weights have no place in the model, first extra",
+        ),
+        (
+            lambda w: w.update({"input_projectors.image.weight": torch.zeros(3, 3)}),
+            r"first input_projectors\.image\.weight, which is \[3, 3\] and should be \[32, 32\]",
+        ),
+        (
+            lambda w: w.update(
+                {"input_projectors.image.weight": torch.zeros(32, 32, dtype=torch.int8)}
+            ),
+            r"input_projectors\.image\.weight is I8, no float; it is quantised",
+        ),
+        (
+            lambda w: w.pop("input_projectors.image.bias"),
+            r"missing .*input_projectors\.image\.bias",
+        ),
+    ],
+)
+def test_weights_are_those_of_the_configuration(change: Any, message: str, copied: Path) -> None:
+    rewritten(copied, change)
+    with pytest.raises(ModelError, match=message):
+        load(copied, device="cpu")
+
+
+def test_a_saved_composition_that_cannot_be_says_why(copied: Path) -> None:
+    encoders = json.loads((copied / "config.json").read_text())["encoders"]
+    encoders["image"]["heads"] = 3
+    changed(copied / "config.json", encoders=encoders)
+    with pytest.raises(ModelError, match=r"copy: encoders\.image\.hidden_size: 32 is no multiple"):
+        load(copied, device="cpu")
+
+
 def test_processor_and_model_count_alike(copied: Path) -> None:
     assert load(copied, device="cpu").processor.num_tokens == {"image": 16}
     changed(copied / "processor_config.json", num_tokens={"image": 9})

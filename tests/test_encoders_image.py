@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clmm.composition import compose
 from clmm.configuration_mmllm import MMLLMConfig
 from clmm.encoding import Encoder
 from streams import settings
@@ -246,3 +247,42 @@ def test_nfnet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_do_not_fit_are_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MMLLMConfig(encoders={"image": spec}, input_projectors={"image": {"name": "linear"}})
+
+
+def test_joined_encoders_see_the_picture_each_in_its_own_way() -> None:
+    made, module = built(tiny.LYRICS)
+    assert made.shape == (3, 72, 72)
+    picture = np.random.default_rng(0).integers(0, 255, (72, 72, 3), dtype=np.uint8)
+    pixels = made.preprocessor()([picture], return_tensors="pt")["pixel_values"]
+    features, at = module(pixels), 0
+    for i, part in enumerate(made.parts):
+        count = part.num_tokens(part.shape)
+        mine, at = features[:, at : at + count], at + count
+        if part.shape != made.shape:
+            continue  # its own resampling of the picture is another
+        own = part.preprocessor()([picture], return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(mine, module.maps[i](module.parts[i](own)), atol=1e-4, rtol=1e-4)
+    assert at == features.shape[1] == 16 + 119 + 16 + 4
+
+
+def test_lyrics_is_a_composition() -> None:
+    """Image queries over CLIP's features, grounding queries over the visual refiner's."""
+    reader = {**tiny.PROJECTORS["mq_former"], "image_features": 16}
+    torch.manual_seed(0)
+    model = compose(llm=tiny.LLM, encoders={"image": tiny.LYRICS}, projectors={"image": reader})
+    assert model.config.num_tokens("image") == 3 + 4
+    token = model.config.token_ids["image"]
+    batch = {
+        "input_ids": torch.tensor([[token] * 7 + [5, 6]]),
+        "pixel_values": pictures(model.config.encoder("image"), 1),
+        "qformer_input_ids": torch.tensor([[1, 2, 3]]),
+    }
+    model(**batch, labels=batch["input_ids"].clamp(max=9)).loss.backward()
+    assert all(p.grad is not None for p in model.input_projectors.parameters())
+    names = ("clip", "grounding_dino", "sam_hq", "ram_plus_plus")
+    large = settings.from_spec(
+        "clmm.encoders", {"name": "joined", "encoders": [{"name": n} for n in names]}, where="x"
+    )
+    levels = 100**2 + 50**2 + 25**2 + 13**2
+    assert (large.num_tokens(large.shape), large.width) == (256 + levels + 4096 + 144, 1024)
+    assert large.shape == (3, 1024, 1024)

@@ -61,6 +61,8 @@ BINDS: dict[str, Spec] = {
     name: {**BIND, "modality": name, "image_size": 28 if name in ("image", "video") else 32}
     for name in ("image", "video", "audio", "depth", "thermal", "imu")
 }
+LYRICS: Spec = {"name": "joined", "encoders": [CLIP, {**DETECTOR, "image_size": 72}, SAM, TAGGER]}
+"""16 features of CLIP's, then 119 of the detector's, 16 of the segmenter's, 4 of the tagger's."""
 
 ENCODERS: dict[str, dict[str, Spec]] = {
     # What `compose` takes; the last is meant.
@@ -98,6 +100,8 @@ ENCODERS: dict[str, dict[str, Spec]] = {
     "ram_plus_plus, tags": {"image": {**TAGGER, "features": "tags"}},
     "nfnet": {"image": NFNET},
     "vary": {"image": VARY},
+    "joined": {"image": LYRICS},
+    "joined, narrow": {"image": {**LYRICS, "encoders": [SAM, CLIP], "feature_size": 12}},
     "tiles": {"image": {"name": "tiles", "encoder": {**CLIP, "image_size": 8}}},
     "frames": {"image": EYE, "video": {"name": "frames", "frames": 2}},
     "vcoder": {"image": EYE, "segmentation": {"name": "vcoder"}},

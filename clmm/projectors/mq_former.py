@@ -16,8 +16,9 @@ class MqFormer:
     tags), and both and the text share self-attention. Our reading, where it leaves room: sizes are
     BLIP-2's, with 32 queries a set; each set has cross-attention of its own, at every other layer;
     both share one MLP and the text has its own; the refiner's features come behind the image's in
-    one sequence and have its width; all queries go to the language model through one linear map.
-    The text (boxes, tags, instruction) comes as in InstructBLIP.
+    one sequence and have its width, as the encoder `joined` makes them; all queries go to the
+    language model through one linear map. The text (boxes, tags, instruction) comes as in
+    InstructBLIP.
     """
 
     image_features: int = 256
