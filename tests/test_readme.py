@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -55,9 +56,14 @@ def test_command(block: int, command: str, folders: list[Path]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_script(capsys: pytest.CaptureFixture[str]) -> None:
-    (script,) = SCRIPTS
-    exec(script, {})
+def test_scripts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for script in SCRIPTS:
+        exec(script, {})
+    with Image.open("ring.png") as drawn:
+        assert drawn.size == (72, 72)
     shown = capsys.readouterr().out
     assert "existence.accuracy 0.5 measured" in shown
     assert "existence.likelihood.accuracy None not measurable" in shown
