@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     compose = commands.add_parser("compose", help="put a model together from components by name")
     compose.add_argument("file", type=Path, metavar="FILE.yaml", help="llm, encoders, projectors …")
     compose.add_argument("--out", type=Path, metavar="DIR", help="a new folder; without it, count")
-    compose.add_argument("--dry", action="store_true", help="count only; takes no memory")
+    compose.add_argument("--dry-run", action="store_true", help="count only, whatever --out says")
     compose.add_argument("--seed", type=int, default=0, help="draws the weights (default: 0)")
     compose.set_defaults(action=_compose)
 

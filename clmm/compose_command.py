@@ -22,7 +22,7 @@ from streams.settings import SettingError
 
 def run(options: argparse.Namespace) -> int:
     """Counts without memory; with `--out` composes the same with weights, and saves it."""
-    out: Path | None = None if options.dry else options.out
+    out: Path | None = None if options.dry_run else options.out
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingError(f"--out: {out} is there already; name a new folder")
     if options.seed < 0:

@@ -140,7 +140,7 @@ def configuration(
                 f"{where}: {token} is outside of the vocabulary of {text.vocab_size} of "
                 f"{text.model_type}"
             )
-    config = MMLLMConfig(
+    config = _checked(
         encoders=specs["encoders"],
         input_projectors=specs["projectors"],
         text_config=text,
@@ -152,6 +152,14 @@ def configuration(
     )
     fitting.check(config)
     return config
+
+
+def _checked(**slots: Any) -> MMLLMConfig:
+    """The configuration, whose errors speak of `projectors`, as the caller does."""
+    try:
+        return MMLLMConfig(**slots)
+    except SettingError as error:
+        raise SettingError(str(error).removeprefix("input_")) from None
 
 
 def _new_rows(text: Any, count: int) -> list[int]:

@@ -27,6 +27,7 @@ from streams import catalog
 from streams.settings import SettingError
 
 INDEX = "model.safetensors.index.json"
+PROCESSOR = "the processor (preprocessor_config.json and a tokenizer, beside the weights)"
 SHOWN = 5
 """Names in an error; the others are counted."""
 
@@ -131,7 +132,7 @@ def convert(folder: Path | str, out: Path | str) -> Converted:
     config = conversion.composition(theirs)
     config.dtype = theirs.dtype
     fitting.check(config)
-    published = _read(AutoProcessor, source, "the processor", trust_remote_code=False)
+    published = _read(AutoProcessor, source, PROCESSOR, trust_remote_code=False)
     processor = conversion.processor(published, config)
     source_processor.check(processor, config)
     generation = None

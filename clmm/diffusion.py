@@ -95,7 +95,8 @@ class Frames(nn.Module):
 class Diffusion(nn.Module):
     """A conditioned latent diffusion model: loss (5) and sampling.
 
-    `unet` is asked with H_X by cross-attention, or as class labels [B, d_c] where `labels`.
+    `unet` is asked with H_X by cross-attention, or as class labels [B, d_c] where `labels`; with
+    `coordinates` it gets two further channels, for latents of two axes.
     `codec` maps media to latents and back, `text` texts to conditions; it may be left out.
     """
 
@@ -109,6 +110,7 @@ class Diffusion(nn.Module):
         condition_shape: tuple[int, int],
         latent_shape: tuple[int, ...],
         labels: bool = False,
+        coordinates: bool = False,
         steps: int = 50,
         guidance: float = 7.5,
     ) -> None:
@@ -120,6 +122,7 @@ class Diffusion(nn.Module):
         self.condition_shape = condition_shape
         self.latent_shape = latent_shape
         self.labels = labels
+        self.coordinates = coordinates
         self.steps = steps
         self.guidance = guidance
 
@@ -157,7 +160,7 @@ class Diffusion(nn.Module):
             asked = {"encoder_hidden_states": None, "class_labels": condition[:, 0]}
         else:
             asked = {"encoder_hidden_states": condition}
-        if self.unet.config.in_channels == latents.shape[1] + 2:
+        if self.coordinates:
             latents = torch.cat([latents, coordinates(latents)], dim=1)
         prediction: Tensor = self.unet(latents, timesteps, **asked).sample
         return prediction

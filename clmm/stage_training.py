@@ -39,6 +39,7 @@ from clmm.recipe import Recipe
 from clmm.stages import Stage, StageTable
 from clmm.study import to_spec
 from clmm.training import TrainSettings, derived_seed
+from reports.differences import differences
 from reports.lock import locked
 from streams import settings
 from streams.catalog import nearest
@@ -295,12 +296,11 @@ def _done(prepared: Sequence[Prepared]) -> int:
             return done
         before = json.loads(one.record_file.read_text("utf-8")).get("trained", {})
         now = json.loads(json.dumps(one.record))
-        for key in now:
-            if before.get(key) != now[key]:
-                raise SettingError(
-                    f"{one.record_file}: the stage was trained with another {key}: "
-                    f"{before.get(key)!r} before, {now[key]!r} now; give another folder"
-                )
+        if differs := differences(before, now):
+            raise SettingError(
+                f"{one.record_file}: the stage was trained with another {'; '.join(differs)}; give "
+                "another folder"
+            )
     return len(prepared)
 
 

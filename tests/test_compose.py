@@ -161,6 +161,11 @@ OUT: dict[str, Any] = {
 }
 
 
+def test_errors_speak_of_projectors_as_the_file_does() -> None:
+    with pytest.raises(SettingError, match=r"^projectors\.image: concat cannot take the"):
+        refused(projectors={"image": {"name": "concat", "group": 7}})
+
+
 def test_an_output_gets_signal_tokens_behind_the_placeholders() -> None:
     config = refused(**OUT)
     assert config.token_ids == {"image": 40}

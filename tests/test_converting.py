@@ -88,6 +88,15 @@ def test_the_unused_layer_is_kept(published: Path, tmp_path: Path) -> None:
     assert "encoders.image.model.post_layernorm.weight" in ours
 
 
+def test_a_folder_without_a_processor_is_told_what_it_lacks(
+    published: Path, tmp_path: Path
+) -> None:
+    AutoModelForMultimodalLM.from_pretrained(published).save_pretrained(tmp_path / "alone")
+    with pytest.raises(SettingError, match=r"preprocessor_config\.json and a tokenizer, beside"):
+        convert(tmp_path / "alone", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_shards_one_by_one(published: Path, tmp_path: Path) -> None:
     model = AutoModelForMultimodalLM.from_pretrained(published)
     model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")

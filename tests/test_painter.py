@@ -13,10 +13,10 @@ from PIL import Image
 
 from clmm.generators.latent_diffusion import LatentDiffusion
 from clmm.loading import load
-from clmm.nano import beholder, drawing, painter, painter_card
-from clmm.nano.beholder import Beholder, reads_right
+from clmm.nano import drawing, painter, painter_card, scene_classifier
 from clmm.nano.build import Stage
 from clmm.nano.drawing import Wish
+from clmm.nano.scene_classifier import SceneClassifier, reads_right
 from streams.world import HELD_OUT_PAIRS, PAIRS, TRAIN_PAIRS, Scene, Thing
 
 TINY = {name: Stage(steps=2, learning_rate=1e-3, batch_size=4) for name in painter.STAGES}
@@ -86,10 +86,10 @@ def test_the_judge_counts_pairs_and_places() -> None:
 
 
 def test_the_shipped_judge_reads_real_scenes(shipped: Any) -> None:
-    judge = Beholder.load(shipped.path / beholder.FILE)
+    judge = SceneClassifier.load(shipped.path / scene_classifier.FILE)
     rng = np.random.default_rng(11)
     drawn = [drawing.random_scene(rng, PAIRS, most=3) for _ in range(200)]
-    assert beholder.accuracy(judge, drawn) >= 0.98
+    assert scene_classifier.accuracy(judge, drawn) >= 0.98
     scene = Scene(things=(thing(RING, 20, 15), thing(SQUARE, 50, 50)), background=(9, 9, 9))
     seen = judge.read(drawing.pixels([scene]))[0]
     assert {*seen} == {RING, SQUARE}
@@ -116,6 +116,23 @@ def test_latents_are_scaled_to_the_noise() -> None:
     painter.set_scaling(made.codec.vae, pixels)
     with torch.no_grad():
         assert made.codec.encode(pixels).std() == pytest.approx(1, abs=0.1)
+
+
+def test_a_unet_with_coordinates_is_shown_where_each_latent_is(tmp_path: Path) -> None:
+    sizes = vars(painter.settings_of(340)) | {"text_layers": 0, "channels": (8, 8)}
+    made = LatentDiffusion(**sizes).build()
+    seen: list[torch.Tensor] = []
+    made.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    latents, nothing = torch.randn(2, 8, 9, 9), torch.zeros(2, 10, 64)
+    assert made.predict(latents, torch.tensor(3), nothing).shape == latents.shape
+    assert torch.equal(seen[0][:, :8], latents)
+    steps = torch.linspace(-1, 1, 9)
+    assert torch.equal(seen[0][1, 8], steps[:, None].expand(9, 9)), "height"
+    assert torch.equal(seen[0][1, 9], steps.expand(9, 9)), "width"
+    made.save(tmp_path)
+    blind = LatentDiffusion(**(sizes | {"coordinates": False, "folder": str(tmp_path)}))
+    with pytest.raises(ValueError, match="with coordinates is 10 there, but 8 in the settings"):
+        blind.load()
 
 
 def test_built_saved_and_asked(folder: Path) -> None:
@@ -154,7 +171,7 @@ def test_finished_stages_are_not_repeated(
 ) -> None:
     painter.build(tmp_path, stages=TINY, workshop=folder.parent / "workshop")
     said = capsys.readouterr().out
-    for stage in ("beholder", "vae", "unet"):
+    for stage in ("scene_classifier", "vae", "unet"):
         assert f"{stage}: found" in said
     for file in ("model.safetensors", "painter/unet/diffusion_pytorch_model.safetensors"):
         assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
@@ -176,7 +193,7 @@ def test_the_card_prints_what_was_measured(shipped: Any) -> None:
 def test_shipped_painter_draws_what_nobody_taught_it(shipped: Any) -> None:
     """A few wishes with held-out pairs; how often it is right in 200, the card says."""
     wishes = drawing.untaught(np.random.default_rng(21), 24)
-    judge = Beholder.load(shipped.path / beholder.FILE)
+    judge = SceneClassifier.load(shipped.path / scene_classifier.FILE)
     prompts = [f"<|user|>Draw {wish.text}<|assistant|>" for wish in wishes]
     batch = shipped.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt")
     made = shipped.model.generate(
@@ -189,7 +206,7 @@ def test_shipped_painter_draws_what_nobody_taught_it(shipped: Any) -> None:
 
 def test_a_real_picture_of_a_wish_reads_right(shipped: Any) -> None:
     """So what reads wrong is the painter's fault."""
-    judge = Beholder.load(shipped.path / beholder.FILE)
+    judge = SceneClassifier.load(shipped.path / scene_classifier.FILE)
     rng = np.random.default_rng(2)
     wishes = drawing.untaught(rng, 100)
     seen = judge.read(drawing.pixels([drawing.posed(wish, rng) for wish in wishes]))

@@ -158,6 +158,8 @@ class LatentDiffusion:
         unet, scheduler = parts["unet"], parts["scheduler"]
         require(path, "condition_width", self.condition_width, unet.config.cross_attention_dim)
         require(path, "prediction", self.prediction, scheduler.config.prediction_type)
+        channels = self.latent_channels + 2 * self.coordinates
+        require(path, "latent_channels, with coordinates", channels, unet.config.in_channels)
         text = None
         if self.text_layers:
             text = TextCondition(parts["text_encoder"], parts["tokenizer"], self.condition_length)
@@ -184,6 +186,7 @@ class LatentDiffusion:
             scheduler=scheduler,
             condition_shape=self.condition_shape,
             latent_shape=self.latent_shape,
+            coordinates=self.coordinates,
             steps=self.steps,
             guidance=self.guidance,
         )

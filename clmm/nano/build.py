@@ -169,6 +169,23 @@ def fit(
         report(step + 1, float(value.detach()))
 
 
+def reporter(name: str, stage: Stage) -> Callable[[int, float], None]:
+    """Prints every fiftieth step: its loss, the time since now, and the time left."""
+    started = time.monotonic()
+
+    def report(step: int, loss: float) -> None:
+        if step % 50 == 0 or step == stage.steps:
+            seconds = time.monotonic() - started
+            left = seconds / step * (stage.steps - step)
+            print(
+                f"{name:<12} step {step:>5}/{stage.steps}  loss {loss:6.3f}  "
+                f"{seconds:6.0f} s, {left:5.0f} s left",
+                flush=True,
+            )
+
+    return report
+
+
 def next_lesson(name: str, rng: np.random.Generator) -> Lesson:
     """Which kind of lesson a stage draws next."""
     draw = rng.random()
@@ -228,21 +245,7 @@ def build(
                 raise ValueError(f"{kept}: this architecture has no {unknown[0]}")
             print(f"{name}: found {kept}")
             continue
-        started = time.monotonic()
-
-        def report(
-            step: int, loss: float, name: str = name, stage: Stage = stage, started: float = started
-        ) -> None:
-            if step % 50 == 0 or step == stage.steps:
-                seconds = time.monotonic() - started
-                left = seconds / step * (stage.steps - step)
-                print(
-                    f"{name:<12} step {step:>5}/{stage.steps}  loss {loss:6.3f}  "
-                    f"{seconds:6.0f} s, {left:5.0f} s left",
-                    flush=True,
-                )
-
-        run_stage(name, model, processor, stage, seed=seed, report=report)
+        run_stage(name, model, processor, stage, seed=seed, report=reporter(name, stage))
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             owners = components.component_of(model)  # of tied weights only the first name

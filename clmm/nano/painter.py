@@ -1,16 +1,16 @@
 """Builds the painter: a small latent diffusion model of the generated world, and nano's way to it.
 
 VAE → text encoder and UNet, which know nothing of nano → signal tokens and output projector on
-the frozen nano, by the survey's (2) and (4). Every stage draws fresh scenes of taught pairs from
-one seed; finished stages are kept. How well it paints is judged by a classifier of real scenes.
+the frozen nano, by the survey's (2) and (4). All stages draw what they learn from, which is of
+taught pairs alone, from one seed; finished ones but the last are kept. How well it paints is judged
+by a classifier of real scenes (`clmm/nano/painter_card.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from clmm import modeling_outputs, signal_tokens
 from clmm.diffusion import Diffusion
 from clmm.generators.latent_diffusion import LatentDiffusion
 from clmm.loading import load
-from clmm.nano import beholder, drawing, painter_card
-from clmm.nano.build import Stage, fit
+from clmm.nano import drawing, painter_card, scene_classifier
+from clmm.nano.build import Stage, fit, reporter
 from clmm.nano.curriculum import picture_lesson, text_lesson
 from clmm.processing_mmllm import MMLLMProcessor, byte_tokenizer
 from streams.world import SIZE, TRAIN_PAIRS
@@ -37,13 +37,14 @@ DETAILED = 0.8
 GALLERY = 16000
 """Pictures that the UNet learns from."""
 AT_ONCE = 100
+"""Of them encoded together."""
 EMPTIED = 0.1
 """Share of wishes that the UNet is not told: guidance starts from that."""
 ORDINARY = 0.4
 """Share of a step's rows in which nothing is asked to be drawn, and nothing should be."""
 
 STAGES: dict[str, Stage] = {
-    "beholder": Stage(steps=1500, learning_rate=3e-3, batch_size=64),
+    "scene_classifier": Stage(steps=1500, learning_rate=3e-3, batch_size=64),
     "vae": Stage(steps=2000, learning_rate=2e-3, batch_size=32),
     "unet": Stage(steps=4000, learning_rate=1e-3, batch_size=32),
     "projector": Stage(steps=3500, learning_rate=2e-3, batch_size=32),
@@ -199,26 +200,10 @@ def _train_unet(painter: Diffusion, stage: Stage, *, seed: int) -> None:
     fit(trained, loss, stage, reporter("unet", stage))
 
 
-def reporter(name: str, stage: Stage) -> Callable[[int, float], None]:
-    started = time.monotonic()
-
-    def report(step: int, loss: float) -> None:
-        if step % 50 == 0 or step == stage.steps:
-            seconds = time.monotonic() - started
-            left = seconds / step * (stage.steps - step)
-            print(
-                f"{name:<12} step {step:>5}/{stage.steps}  loss {loss:6.3f}  "
-                f"{seconds:6.0f} s, {left:5.0f} s left",
-                flush=True,
-            )
-
-    return report
-
-
 def turns(
     rng: np.random.Generator, texts: Sequence[str], ordinary: int
 ) -> tuple[list[str], list[str], list[np.ndarray]]:
-    """Requests for each text and as many ordinary questions; what is answered; their pictures."""
+    """A request for each text, then other questions; what is answered; pictures of the latter."""
     asked = [drawing.request(text, rng) for text in texts]
     answers = [signal_tokens.mark("image")] * len(texts)
     pictures = []
@@ -289,12 +274,13 @@ def teach(
     model.requires_grad_(True).eval()
 
 
-def judge(stage: Stage, *, seed: int, workshop: Path | None) -> beholder.Beholder:
-    kept = workshop / f"beholder-{seed}.safetensors" if workshop else None
+def judge(stage: Stage, *, seed: int, workshop: Path | None) -> scene_classifier.SceneClassifier:
+    """The classifier of real scenes; one that `workshop` holds is not trained again."""
+    kept = workshop / f"scene_classifier-{seed}.safetensors" if workshop else None
     if kept and kept.is_file():
-        print(f"beholder: found {kept}")
-        return beholder.Beholder.load(kept)
-    made = beholder.train(stage, reporter("beholder", stage), seed=seed)
+        print(f"scene_classifier: found {kept}")
+        return scene_classifier.SceneClassifier.load(kept)
+    made = scene_classifier.train(stage, reporter("scene_classifier", stage), seed=seed)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
         made.save(kept)
@@ -318,7 +304,9 @@ def build(
     loaded.model.half().save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
     painter.half().save(folder / "painter")
-    judge(stages["beholder"], seed=seed, workshop=workshop).save(folder / beholder.FILE)
+    judge(stages["scene_classifier"], seed=seed, workshop=workshop).save(
+        folder / scene_classifier.FILE
+    )
     return folder
 
 
@@ -335,9 +323,11 @@ def recipe(seed: int) -> str:
 def main(arguments: Sequence[str] = ()) -> int:
     """`clmm build painter [--out DIR] [--model NAME] [--seed N] [--workshop DIR]`."""
     parser = argparse.ArgumentParser(prog="clmm build painter", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("painter"), metavar="DIR")
-    parser.add_argument("--model", default="nano", metavar="NAME")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--out", type=Path, default=Path("painter"), metavar="DIR", help="default: painter"
+    )
+    parser.add_argument("--model", default="nano", metavar="NAME", help="who asks; default: nano")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--workshop", type=Path, metavar="DIR", help="keeps finished stages and reuses them"
     )

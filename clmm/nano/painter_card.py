@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from clmm.loading import load
+from clmm.modeling_outputs import conditions
 from clmm.nano import drawing
-from clmm.nano.beholder import FILE, Beholder, accuracy, reads_right
 from clmm.nano.curriculum import text_lesson
 from clmm.nano.drawing import Wish
+from clmm.nano.scene_classifier import FILE, SceneClassifier, accuracy, reads_right
+from clmm.signal_tokens import mark
 from safety.statistics import wilson
-from streams.world import HELD_OUT_PAIRS
+from streams.world import HELD_OUT_PAIRS, SIZE
 
 AT_ONCE = 50
 ITEMS = 200
@@ -60,7 +62,7 @@ def measure(
     """Figure → share and number of trials; also saves `drawn.png`, the first pictures."""
     loaded: Any = load(folder, device="cpu")
     model, processor = loaded.model, loaded.processor
-    judge = Beholder.load(folder / FILE)
+    judge = SceneClassifier.load(folder / FILE)
     rng = np.random.default_rng([seed, 3])
     wishes = drawing.untaught(rng, items)
     texts = [wish.text for wish in wishes]
@@ -125,9 +127,6 @@ def _answers(model: Any, processor: Any, questions: Sequence[str], length: int) 
 @torch.no_grad()
 def _conditions(model: Any, processor: Any, texts: Sequence[str]) -> Tensor:
     """H_X of what nano says to each request: [N, L, d_c]."""
-    from clmm.modeling_outputs import conditions
-    from clmm.signal_tokens import mark
-
     prompts = [f"<|user|>Draw {text}<|assistant|>{mark('image')}" for text in texts]
     batch = processor(text=prompts, padding=True, return_tensors="pt")
     states = model(**batch, output_hidden_states=True).hidden_states[-1]
@@ -135,10 +134,10 @@ def _conditions(model: Any, processor: Any, texts: Sequence[str]) -> Tensor:
 
 
 def _right(
-    name: str, judge: Beholder, made: Sequence[Tensor | None], wishes: Sequence[Wish]
+    name: str, judge: SceneClassifier, made: Sequence[Tensor | None], wishes: Sequence[Wish]
 ) -> dict[str, tuple[float, int]]:
     """What is not drawn is not right."""
-    nothing = torch.zeros_like(next((one for one in made if one is not None), torch.zeros(3, 1, 1)))
+    nothing = torch.zeros(3, SIZE, SIZE)
     seen = judge.read(torch.stack([nothing if one is None else one for one in made]))
     right = [reads_right(one, wish) for one, wish in zip(seen, wishes, strict=True)]
     pairs = [things for things, _ in right]

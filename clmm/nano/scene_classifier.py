@@ -20,12 +20,12 @@ from clmm.nano.build import Stage, fit
 from clmm.nano.drawing import Wish
 from streams.world import PAIRS, SIZE, Pair, Scene
 
-FILE = "beholder.safetensors"
+FILE = "scene_classifier.safetensors"
 
 Place = tuple[float, float]
 
 
-class Beholder(nn.Module):
+class SceneClassifier(nn.Module):
     """Pictures [N, 3, 72, 72] → evidence for each pair at each place, logits [N, 48, 9, 9].
 
     A picture shows a pair whose evidence is above 0 somewhere; it is where there is most of it.
@@ -74,16 +74,16 @@ class Beholder(nn.Module):
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path)
 
     @classmethod
-    def load(cls, path: Path) -> Beholder:
+    def load(cls, path: Path) -> SceneClassifier:
         made = cls()
         made.load_state_dict(load_file(path))
         return made.eval()
 
 
-def train(stage: Stage, report: Callable[[int, float], None], *, seed: int) -> Beholder:
+def train(stage: Stage, report: Callable[[int, float], None], *, seed: int) -> SceneClassifier:
     """On real scenes of one to three things of any pair, which of them are there."""
     torch.manual_seed(seed)
-    made = Beholder().train()
+    made = SceneClassifier().train()
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 8, step])
@@ -112,7 +112,7 @@ def reads_right(seen: Mapping[Pair, Place], wish: Wish) -> tuple[bool, bool]:
     return True, stands[wish.relation]
 
 
-def accuracy(judge: Beholder, drawn: Sequence[Scene]) -> float:
+def accuracy(judge: SceneClassifier, drawn: Sequence[Scene]) -> float:
     """Share of real scenes in which it names exactly what is there."""
     seen: Any = judge.read(drawing.pixels(drawn))
     wanted = [{thing.pair for thing in scene.things} for scene in drawn]
